@@ -1,0 +1,1 @@
+"""Neo N3 Service Layer: functions in a trusted execution environment and exactly-once transactions."""

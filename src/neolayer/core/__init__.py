@@ -1,0 +1,1 @@
+"""Settings, errors, ids and value types. No I/O."""

@@ -1,0 +1,94 @@
+"""Value types that several rooms share."""
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Final, Self
+from uuid import UUID
+
+from neolayer.core.errors import InvalidRequest
+
+#: 1 GAS = 10⁸ datoshi (GasToken, 8 decimals).
+DATOSHI_PER_GAS: Final = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Hash160:
+    """An account or contract. Bytes are little endian, as on the wire; text is ``0x…`` big endian."""
+
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.data) != 20:
+            raise ValueError(f"a Hash160 has 20 bytes, not {len(self.data)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``0x`` + 40 hex digits (the prefix may be missing).
+
+        Raises:
+            ValueError: anything else.
+        """
+        return cls(bytes.fromhex(_hex_digits(text, 40))[::-1])
+
+    def __str__(self) -> str:
+        return "0x" + self.data[::-1].hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Hash256:
+    """A transaction or block. Bytes are little endian, as on the wire; text is ``0x…`` big endian."""
+
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.data) != 32:
+            raise ValueError(f"a Hash256 has 32 bytes, not {len(self.data)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``0x`` + 64 hex digits (the prefix may be missing).
+
+        Raises:
+            ValueError: anything else.
+        """
+        return cls(bytes.fromhex(_hex_digits(text, 64))[::-1])
+
+    def __str__(self) -> str:
+        return "0x" + self.data[::-1].hex()
+
+
+def _hex_digits(text: str, count: int) -> str:
+    digits = text.removeprefix("0x")
+    if len(digits) != count:
+        raise ValueError(f"expected 0x and {count} hex digits, got {text!r}")
+    return digits
+
+
+def gas_text(datoshi: int) -> str:
+    """Datoshi as the decimal GAS string of the public API: ``150000000`` → ``"1.5"``."""
+    sign, value = ("-", -datoshi) if datoshi < 0 else ("", datoshi)
+    whole, part = divmod(value, DATOSHI_PER_GAS)
+    return f"{sign}{whole}.{part:08d}".rstrip("0").rstrip(".")
+
+
+def gas_parse(text: str) -> int:
+    """A decimal GAS string as datoshi.
+
+    Raises:
+        InvalidRequest: not a decimal, negative, or finer than 8 decimals.
+    """
+    try:
+        datoshi = Decimal(text) * DATOSHI_PER_GAS
+    except InvalidOperation:
+        raise InvalidRequest(f"{text!r} is not a GAS amount: expected a decimal like '1.5'") from None
+    if not datoshi.is_finite() or datoshi < 0 or datoshi != int(datoshi) or datoshi >= 2**63:
+        raise InvalidRequest(f"{text!r} is not a GAS amount: non-negative, at most 8 decimals")
+    return int(datoshi)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking: the tenant that an API key belongs to."""
+
+    tenant_id: UUID
+    key_id: UUID

@@ -1,0 +1,1 @@
+"""The measured code: it alone holds the sealing key, reads secrets and signs."""
