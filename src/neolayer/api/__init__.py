@@ -1,0 +1,1 @@
+"""HTTP: server, authentication, errors, paging, health. Knows no domain room."""

@@ -1,0 +1,305 @@
+"""The composition root: the only place that builds the parts and joins them."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from litestar import Litestar
+from litestar.types import ASGIApp
+from prometheus_client import Gauge
+from valkey.asyncio import Valkey
+
+from neolayer.accounts.routes import KeysController
+from neolayer.accounts.service import Accounts
+from neolayer.accounts.throttle import FailureThrottle
+from neolayer.api.health import HealthChecks
+from neolayer.api.server import build_api
+from neolayer.chain.fees import Fees
+from neolayer.chain.read import Reader
+from neolayer.chain.routes import ChainController
+from neolayer.chain.rpc import RpcClient
+from neolayer.core.errors import Unavailable
+from neolayer.core.settings import Settings
+from neolayer.db.leader import lead
+from neolayer.db.migrations import migrate
+from neolayer.db.notices import NoticeListener
+from neolayer.db.pool import Database
+from neolayer.enclave import EnclaveClient
+from neolayer.enclave.routes import AttestationController
+from neolayer.functions.endpoint import InvokeEndpoint
+from neolayer.functions.host import HostCalls
+from neolayer.functions.records import ExecutionRecords
+from neolayer.functions.routes import ExecutionsController, FunctionsController, InvokeController
+from neolayer.functions.service import Functions
+from neolayer.observability.log import configure_logging
+from neolayer.secrets.routes import SecretsController
+from neolayer.secrets.service import Secrets
+from neolayer.transactions.monitor import Monitor
+from neolayer.transactions.pipeline import Pipeline
+from neolayer.transactions.pricing import Pricing
+from neolayer.transactions.routes import TransactionsController
+from neolayer.transactions.service import Transactions
+from neolayer.wallets.routes import WalletsController
+from neolayer.wallets.service import WalletExists, Wallets
+
+_log = logging.getLogger(__name__)
+DEFAULT_TENANT: Final = "default"
+DEFAULT_WALLET: Final = "default"
+
+TRANSACTIONS: Final = Gauge("neolayer_transactions", "Transactions by state.", ["state"])
+POOL: Final = Gauge("neolayer_database_pool", "Counters of the connection pool, see psycopg_pool.", ["counter"])
+CELLS: Final = Gauge("neolayer_enclave", "Counters of the enclave: cells, isolates, running calls, …", ["counter"])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What both the API and a worker are made of."""
+
+    settings: Settings
+    database: Database
+    valkey: Valkey
+    rpc: RpcClient
+    enclave: EnclaveClient
+    notices: NoticeListener
+    accounts: Accounts
+    wallets: Wallets
+    secrets: Secrets
+    pricing: Pricing
+    transactions: Transactions
+
+
+def enclave_socket(settings: Settings) -> Path:
+    return settings.enclave_socket or settings.home / "run" / "enclave.sock"
+
+
+@asynccontextmanager
+async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Connect everything; closes in reverse order."""
+    if not settings.database_url or not settings.valkey_url or not settings.rpc_urls:
+        raise Unavailable(
+            "NEOLAYER_DATABASE_URL, NEOLAYER_VALKEY_URL and NEOLAYER_RPC_URLS are needed here; "
+            "`neolayer up` starts embedded parts and sets them"
+        )
+    async with AsyncExitStack() as stack:
+        database = Database(
+            settings.database_url,
+            max_size=settings.database_pool_max,
+            timeout_s=settings.database_pool_timeout_s,
+        )
+        await database.open()
+        stack.push_async_callback(database.close)
+        valkey = Valkey.from_url(settings.valkey_url, socket_timeout=1.0, socket_connect_timeout=1.0)
+        stack.push_async_callback(valkey.aclose)
+        rpc = RpcClient(settings.rpc_urls, timeout_s=settings.rpc_timeout_s)
+        stack.push_async_callback(rpc.aclose)
+        enclave = EnclaveClient(enclave_socket(settings))
+        stack.push_async_callback(enclave.close)
+        notices = NoticeListener(settings.database_url)
+        wallets = Wallets(database, enclave, rpc)
+        pricing = Pricing(rpc, Fees(rpc))
+        yield Parts(
+            settings=settings,
+            database=database,
+            valkey=valkey,
+            rpc=rpc,
+            enclave=enclave,
+            notices=notices,
+            accounts=Accounts(database, FailureThrottle(valkey), notices),
+            wallets=wallets,
+            secrets=Secrets(database, enclave),
+            pricing=pricing,
+            transactions=Transactions(database, wallets, pricing),
+        )
+
+
+def health_checks(parts: Parts) -> HealthChecks:
+    async def database() -> dict[str, Any]:
+        await parts.database.fetch_one(b"SELECT 1")
+        stats = parts.database.stats()
+        return {name: stats.get(name, 0) for name in ("pool_size", "pool_available", "requests_waiting")}
+
+    async def enclave() -> dict[str, Any]:
+        identity = await parts.enclave.hello()
+        return {
+            "provider": identity.provider,
+            "measurement": identity.measurement.hex(),
+            "egress_allow_private": parts.settings.egress_allow_private,
+        }
+
+    async def chain() -> dict[str, Any]:
+        status = await parts.rpc.status()
+        if status.error:
+            raise Unavailable(status.error)
+        return {"node": status.url, "height": status.height, "network": (await parts.rpc.version()).network}
+
+    async def valkey() -> dict[str, Any]:
+        await parts.valkey.ping()
+        return {}
+
+    return HealthChecks(
+        required={"database": database, "enclave": enclave, "chain": chain}, optional={"valkey": valkey}
+    )
+
+
+class Api:
+    """The ASGI application: the hottest path first, the framework for all else.
+
+    Built in the server's process by `create_api`; its parts live from lifespan startup to shutdown.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._litestar: Litestar | None = None
+        self._invoke: InvokeEndpoint | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._invoke is not None and self._invoke.matches(scope):
+            await self._invoke(scope, receive, send)
+        elif self._litestar is not None:
+            await self._litestar(scope, receive, send)
+        else:
+            await self._lifespan(receive, send)
+
+    async def _lifespan(self, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            await self._start()
+        except Exception as error:
+            _log.exception("the API cannot start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stack.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        parts = await self._stack.enter_async_context(build_parts(self._settings))
+        records = ExecutionRecords(parts.database)
+        reader = Reader(parts.rpc)
+        functions = Functions(
+            parts.database,
+            parts.enclave,
+            parts.secrets,
+            HostCalls(reader, parts.wallets, parts.transactions),
+            records,
+            parts.notices,
+        )
+        for work in (parts.notices.run(), parts.accounts.record_use(), records.run()):
+            await self._stack.enter_async_context(background(work))
+
+        async def refresh_metrics() -> None:
+            with contextlib.suppress(Unavailable):
+                for state, count in (await parts.transactions.count_by_state()).items():
+                    TRANSACTIONS.labels(state).set(count)
+            for counter, value in parts.database.stats().items():
+                POOL.labels(counter).set(value)
+            with contextlib.suppress(Unavailable):
+                stats = await parts.enclave.stats()
+                for counter in stats.__struct_fields__:
+                    CELLS.labels(counter).set(getattr(stats, counter))
+
+        if self._settings.opt_raw_invoke:
+            self._invoke = InvokeEndpoint(functions, parts.accounts)
+        self._litestar = build_api(
+            routes=[
+                KeysController,
+                SecretsController,
+                FunctionsController,
+                InvokeController,
+                ExecutionsController,
+                WalletsController,
+                TransactionsController,
+                ChainController,
+                AttestationController,
+            ],
+            services={
+                "accounts": parts.accounts,
+                "secrets": parts.secrets,
+                "functions": functions,
+                "wallets": parts.wallets,
+                "transactions": parts.transactions,
+                "reader": reader,
+                "rpc": parts.rpc,
+                "enclave": parts.enclave,
+            },
+            authenticator=parts.accounts,
+            checks=health_checks(parts),
+            refresh_metrics=refresh_metrics,
+            body_limit_bytes=self._settings.body_limit_bytes,
+        )
+
+
+@asynccontextmanager
+async def background(work: Any) -> AsyncIterator[None]:
+    """Run a coroutine beside the block; at the end it is cancelled and waited for."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def create_api() -> ASGIApp:
+    """Entry point of the server's worker processes: settings come from their environment."""
+    settings = Settings.load(os.environ)
+    configure_logging(settings.log_level)
+    return Api(settings)
+
+
+async def run_worker(settings: Settings) -> None:
+    """Prepare, send and confirm transactions until cancelled. Says ``{"ready": true}`` on stdout once it works."""
+    async with build_parts(settings) as parts:
+        pipeline = Pipeline(
+            parts.database,
+            parts.enclave,
+            parts.rpc,
+            parts.wallets,
+            parts.pricing,
+            parts.notices,
+            workers=settings.transaction_workers,
+            lease_s=settings.lease_s,
+        )
+        monitor = Monitor(parts.database, parts.rpc, resend_after_blocks=settings.resend_after_blocks)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(parts.notices.run())
+            tasks.create_task(pipeline.run())
+            tasks.create_task(lead(parts.database.url, "block-follower", monitor.run))
+            print(json.dumps({"ready": True}), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare` found or made."""
+
+    #: Only when it was made just now: it is shown once and stored hashed.
+    api_key: str | None
+    wallet_address: str
+
+
+async def prepare(settings: Settings, *, need_key: bool) -> Prepared:
+    """Bring the database to this version; on the first start make a tenant, its API key and a wallet.
+
+    Args:
+        need_key: make an API key now, as nobody here has one.
+    """
+    assert settings.database_url
+    await migrate(settings.database_url)
+    async with build_parts(settings) as parts:
+        tenant_id = await parts.accounts.ensure_tenant(DEFAULT_TENANT)
+        key = await parts.accounts.create_key(tenant_id, "first") if need_key else None
+        try:
+            wallet = await parts.wallets.create(tenant_id, DEFAULT_WALLET)
+        except WalletExists:
+            wallet = await parts.wallets.find(tenant_id, DEFAULT_WALLET)
+        return Prepared(api_key=key.key if key else None, wallet_address=wallet.address)

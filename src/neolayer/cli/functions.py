@@ -1,0 +1,158 @@
+"""``neolayer functions``."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from neolayer.cli.client import DEFAULT, Client, Connection, call
+from neolayer.cli.executions import print_logs
+from neolayer.cli.output import console, notes, print_fields, print_json, print_table
+from neolayer.core.errors import InvalidRequest
+
+app = App(name="functions", help="JavaScript functions that run in the enclave.")
+
+
+@app.command
+def deploy(
+    file: Path,
+    /,
+    *,
+    name: str | None = None,
+    secret: Annotated[list[str] | None, Parameter(negative="")] = None,
+    egress: Annotated[list[str] | None, Parameter(negative="")] = None,
+    timeout_ms: int = 10_000,
+    cpu_ms: int = 1_000,
+    memory_mb: int = 128,
+    connection: Connection = DEFAULT,
+) -> None:
+    """Deploy a function, or a new version of it.
+
+    Example: neolayer functions deploy examples/top-up.js --secret CLAIM_CODE
+
+    Parameters
+    ----------
+    file
+        JavaScript with `export default async function (input, ctx) {…}`.
+    name
+        Name of the function; the file's name if left out.
+    secret
+        A secret that the function may read; may be given several times.
+    egress
+        A host that `fetch` may reach, like api.example.com; may be given several times.
+    timeout_ms
+        Longest duration of a call.
+    cpu_ms
+        Most CPU time of a call.
+    memory_mb
+        Most memory of an isolate.
+    """
+    try:
+        source = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    body = {
+        "source": source,
+        "secrets": secret or [],
+        "egress": egress or [],
+        "timeout_ms": timeout_ms,
+        "cpu_ms": cpu_ms,
+        "memory_mb": memory_mb,
+    }
+    function = call(connection, "PUT", f"/functions/{name or file.stem}", body=body)
+    if connection.json:
+        print_json(function)
+    else:
+        console.print(
+            f"[green]✓[/] {function['name']} version {function['version']}  code {function['code_hash'][:16]}…"
+        )
+        notes.print(f"Call it: neolayer functions invoke {function['name']} --input '{{}}'")
+
+
+@app.command
+def invoke(name: str, /, *, input: str | None = None, logs: bool = True, connection: Connection = DEFAULT) -> None:
+    """Call a function and print what it returns.
+
+    Example: neolayer functions invoke top-up --input '{"code": "open-sesame"}'
+
+    Parameters
+    ----------
+    input
+        JSON; `-` reads it from standard input.
+    logs
+        Show what the function logged.
+    """
+    text = sys.stdin.read() if input == "-" else input or ""
+
+    async def run() -> tuple[Any, str, list[dict[str, Any]]]:
+        async with Client(connection) as client:
+            output, headers = await client.request("POST", f"/functions/{name}/invoke", raw=text.encode())
+            execution = headers["neolayer-execution"]
+            lines = (await client.get(f"/executions/{execution}/logs"))["items"] if logs else []
+            return output, execution, lines
+
+    output, execution, lines = asyncio.run(run())
+    if connection.json:
+        print_json({"execution": execution, "output": output, "logs": lines})
+        return
+    print_logs(lines)
+    console.print_json(json.dumps(output))
+    notes.print(f"execution {execution}", style="dim")
+
+
+@app.command(name="list")
+def list_(*, limit: int = 20, connection: Connection = DEFAULT) -> None:
+    """List functions.
+
+    Example: neolayer functions list
+    """
+    page = call(connection, "GET", "/functions", params={"limit": limit})
+    if connection.json:
+        print_json(page)
+        return
+    columns = {
+        "name": "NAME",
+        "version": "VERSION",
+        "timeout_ms": "TIMEOUT MS",
+        "memory_mb": "MEMORY MB",
+        "secrets": "SECRETS",
+        "egress": "EGRESS",
+        "updated_at": "DEPLOYED",
+    }
+    print_table(page["items"], columns, empty="No functions. `neolayer functions deploy FILE` makes one.")
+
+
+@app.command
+def show(name: str, /, *, source: bool = False, connection: Connection = DEFAULT) -> None:
+    """Show a function.
+
+    Example: neolayer functions show top-up --source
+
+    Parameters
+    ----------
+    source
+        Print its source and nothing else.
+    """
+    function = call(connection, "GET", f"/functions/{name}")
+    if connection.json:
+        print_json(function)
+    elif source:
+        sys.stdout.write(function["source"])
+    else:
+        print_fields({key: value for key, value in function.items() if key != "source"})
+
+
+@app.command
+def delete(name: str, /, *, connection: Connection = DEFAULT) -> None:
+    """Delete a function; its executions stay.
+
+    Example: neolayer functions delete top-up
+    """
+    call(connection, "DELETE", f"/functions/{name}")
+    if connection.json:
+        print_json({"deleted": name})
+    else:
+        console.print(f"[green]✓[/] {name} deleted")

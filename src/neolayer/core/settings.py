@@ -1,0 +1,147 @@
+"""All settings, read once at the start from the environment and an optional TOML file, then frozen.
+
+``NEOLAYER_<NAME>`` in the environment wins over ``<name>`` in the TOML file named by ``NEOLAYER_CONFIG``,
+which wins over the default. Unknown names and bad values are refused at start, all of them at once.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from neolayer.core.errors import ServiceError
+
+PREFIX: Final = "NEOLAYER_"
+#: Read by the command-line client or set by the supervisor on its children; known, but no settings.
+OTHER_NAMES: Final = frozenset({"CONFIG", "URL", "API_KEY", "SUPERVISED_HOME"})
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class BadSettings(ServiceError):
+    """Some settings are unknown or unusable."""
+
+    code: ClassVar[str] = "bad_settings"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems), problems=problems)
+        self.problems = problems
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator can set. Sizes and times carry their unit in the name."""
+
+    #: State of the embedded parts, sockets, logs, the simulated sealing key and the client's credentials.
+    home: Path = Path(".neolayer")
+    #: Where the API listens.
+    host: str = "127.0.0.1"
+    port: Port = 8420
+    #: API processes.
+    api_workers: Positive = 1
+    #: Largest request body outside of functions' sources; bytes.
+    body_limit_bytes: Positive = 1_048_576
+
+    #: ``postgresql://…``; without it an embedded PostgreSQL is started.
+    database_url: str | None = None
+    database_pool_max: Positive = 16
+    database_pool_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    #: ``redis://…``, ``valkey://…`` or ``unix://…``; without it an embedded Valkey is started.
+    valkey_url: str | None = None
+    #: Neo N3 nodes, comma-separated; without them a private network is started.
+    rpc_urls: tuple[str, ...] = ()
+    devnet_rpc_port: Port = 20332
+    rpc_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+
+    #: Unix socket of an enclave that runs apart; without it one is started.
+    enclave_socket: Path | None = None
+    #: Lets functions' `fetch` reach private and loopback addresses. For development only.
+    egress_allow_private: bool = False
+
+    #: Transactions that one worker process prepares and sends at a time.
+    transaction_workers: Positive = 8
+    #: How long a worker owns what it leased; after a crash others wait this long; seconds.
+    lease_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    #: A sent transaction that is in no block after this many blocks is sent again, byte for byte.
+    resend_after_blocks: Positive = 5
+
+    #: Invoke functions past the web framework; the answers are the same.
+    opt_raw_invoke: bool = True
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str]) -> Self:
+        """Read the environment and the TOML file it names.
+
+        Raises:
+            BadSettings: names every unknown name and every bad value.
+        """
+        problems: list[str] = []
+        raw: dict[str, tuple[str, Any]] = {}
+        if config := environ.get(PREFIX + "CONFIG"):
+            try:
+                content = tomllib.loads(Path(config).read_text())
+            except OSError as error:
+                raise BadSettings([f"NEOLAYER_CONFIG: cannot read {config}: {error.strerror}"]) from None
+            except tomllib.TOMLDecodeError as error:
+                raise BadSettings([f"NEOLAYER_CONFIG: {config} is not TOML: {error}"]) from None
+            raw |= {name.lower(): (f"{name} in {config}", value) for name, value in content.items()}
+        for name, text in environ.items():
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in OTHER_NAMES:
+                raw[name.removeprefix(PREFIX).lower()] = (name, text)
+
+        values: dict[str, Any] = {}
+        known = {field.name: field for field in msgspec.structs.fields(cls)}
+        for name, (origin, value) in raw.items():
+            if name not in known:
+                problems.append(f"{origin}: no such setting")
+                continue
+            try:
+                values[name] = _value(known[name].type, value)
+            except msgspec.ValidationError as error:
+                shown = "" if name.endswith(("_url", "_urls")) else f", got {value!r}"
+                problems.append(f"{origin}: {str(error)[:1].lower()}{str(error)[1:]}{shown}")
+        problems += _address_problems(values, raw)
+        if problems:
+            raise BadSettings(sorted(problems))
+        settings = cls(**values)
+        return msgspec.structs.replace(settings, home=settings.home.expanduser().absolute())
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the API."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
+
+
+def _value(type_: Any, value: Any) -> Any:
+    if type_ == tuple[str, ...] and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if type_ is bool and isinstance(value, str):
+        value = {"1": True, "true": True, "0": False, "false": False}.get(value.lower(), value)
+    if type_ in (Path, Path | None) and isinstance(value, str):
+        if not value:
+            raise msgspec.ValidationError("Expected a path")
+        return Path(value)
+    return msgspec.convert(value, type_, strict=not isinstance(value, str))
+
+
+def _address_problems(values: dict[str, Any], raw: dict[str, tuple[str, Any]]) -> list[str]:
+    """Addresses are checked for their form here, so that a typing slip shows at start and not as an outage."""
+    schemes = {
+        "database_url": {"postgresql", "postgres"},
+        "valkey_url": {"redis", "rediss", "valkey", "valkeys", "unix"},
+        "rpc_urls": {"http", "https"},
+    }
+    problems = []
+    for name, allowed in schemes.items():
+        given = values.get(name) or ()
+        for url in (given,) if isinstance(given, str) else given:
+            if urlsplit(url).scheme not in allowed:
+                # The value itself may hold a password.
+                problems.append(f"{raw[name][0]}: expected an address {' or '.join(sorted(allowed))}://…")
+    return problems

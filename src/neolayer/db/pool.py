@@ -1,0 +1,91 @@
+"""The connection pool."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from neolayer.core.errors import Unavailable
+
+type Connection = AsyncConnection[TupleRow]
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database is not reachable just now; try again."""
+
+    code = "database_unavailable"
+
+
+class Database:
+    """A pool of connections in autocommit mode; several statements go into one `transaction`."""
+
+    def __init__(self, url: str, *, max_size: int = 16, timeout_s: float = 10.0) -> None:
+        self.url = url
+        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=max_size,
+            timeout=timeout_s,
+            max_idle=300,
+            max_lifetime=3600,
+            open=False,
+            kwargs={"autocommit": True},
+            name="neolayer",
+        )
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            DatabaseUnavailable: no connection within the pool's timeout.
+        """
+        try:
+            await self.pool.open(wait=True)
+        except PoolTimeout as error:
+            await self.pool.close()
+            raise DatabaseUnavailable(f"no connection to the database: {error}") from error
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in autocommit mode.
+
+        Raises:
+            DatabaseUnavailable: none is to be had, or it broke while in use.
+        """
+        try:
+            async with self.pool.connection() as connection:
+                yield connection
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise DatabaseUnavailable(f"database: {error}") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside one transaction: commits at the end, rolls back on any exception."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, query: bytes, params: dict[str, Any] | None = None) -> list[TupleRow]:
+        """All rows of one statement."""
+        async with self.connection() as connection:
+            return await (await connection.execute(query, params)).fetchall()
+
+    async def fetch_one(self, query: bytes, params: dict[str, Any] | None = None) -> TupleRow | None:
+        """The first row of one statement."""
+        async with self.connection() as connection:
+            return await (await connection.execute(query, params)).fetchone()
+
+    async def execute(self, query: bytes, params: dict[str, Any] | None = None) -> int:
+        """Run one statement; returns the number of rows it touched."""
+        async with self.connection() as connection:
+            return (await connection.execute(query, params)).rowcount
+
+    def stats(self) -> dict[str, int]:
+        """psycopg_pool's own counters: ``pool_size``, ``requests_waiting``, ``requests_wait_ms``, …"""
+        return self.pool.get_stats()

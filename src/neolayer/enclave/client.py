@@ -1,0 +1,220 @@
+"""One connection to the enclave, many calls in flight on it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from neolayer.core.errors import ServiceError
+from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable
+from neolayer_enclave import protocol
+from neolayer_enclave.protocol import Kind
+
+_log = logging.getLogger(__name__)
+_encode_request = msgspec.msgpack.Encoder().encode
+_LENGTH_BYTES: Final = 4
+
+_decode_failure = msgspec.msgpack.Decoder(protocol.Failure).decode
+_decode_host_call = msgspec.msgpack.Decoder(protocol.HostCall).decode
+_decode_result = msgspec.msgpack.Decoder(protocol.Result).decode
+
+#: Serves what a running function asks of the host: gets the JSON argument, returns JSON.
+type HostFunction = Callable[[str, bytes], Awaitable[bytes]]
+
+
+class Enclave(Protocol):
+    """What the rest of the house asks of the enclave, wherever it runs."""
+
+    async def hello(self) -> protocol.Identity: ...
+    async def attest(self, nonce: bytes) -> protocol.Evidence: ...
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes: ...
+    async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey: ...
+    async def sign_transaction(
+        self, tenant: str, wallet: str, sealed: bytes, network: int, unsigned: bytes
+    ) -> protocol.Signature: ...
+    async def check(self, tenant: str, source: str) -> bytes: ...
+    async def load(self, bundle: protocol.Load) -> None: ...
+    async def invoke(
+        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction
+    ) -> protocol.Result: ...
+    async def stats(self) -> protocol.Statistics: ...
+
+
+class EnclaveClient:
+    """Implements `Enclave` over the unix socket.
+
+    Connects at the first call and again after the connection was lost. Calls that were in flight when it was
+    lost raise `EnclaveUnavailable`; whether they ran is unknown.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()
+
+    async def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+
+    async def hello(self) -> protocol.Identity:
+        return await self._call(protocol.Hello(), protocol.Identity)
+
+    async def attest(self, nonce: bytes) -> protocol.Evidence:
+        return await self._call(protocol.Attest(nonce), protocol.Evidence)
+
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
+        sealed = await self._call(protocol.Seal(tenant, name, version, plaintext), protocol.Sealed)
+        return sealed.ciphertext
+
+    async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey:
+        return await self._call(protocol.CreateKey(tenant, wallet), protocol.WalletKey)
+
+    async def sign_transaction(
+        self, tenant: str, wallet: str, sealed: bytes, network: int, unsigned: bytes
+    ) -> protocol.Signature:
+        request = protocol.SignTransaction(tenant, wallet, sealed, network, unsigned)
+        return await self._call(request, protocol.Signature)
+
+    async def check(self, tenant: str, source: str) -> bytes:
+        """Parse a source; returns its SHA-256."""
+        return (await self._call(protocol.Check(tenant, source), protocol.Checked)).code_hash
+
+    async def load(self, bundle: protocol.Load) -> None:
+        await self._call(bundle, protocol.Loaded)
+
+    async def invoke(
+        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction
+    ) -> protocol.Result:
+        """Run a bundle. ``host`` serves the function's calls back, many at a time.
+
+        Raises:
+            EnclaveRefused: code ``not_loaded`` asks for `load` first.
+        """
+        connection = self._connection
+        if connection is None or not connection.open:
+            connection = await self._connect()
+        body = await connection.request(protocol.Invoke(tenant, bundle, execution, input), host)
+        return _decode_result(body)
+
+    async def stats(self) -> protocol.Statistics:
+        return await self._call(protocol.Stats(), protocol.Statistics)
+
+    async def _call[R](self, request: protocol.Message, reply: type[R]) -> R:
+        connection = self._connection
+        if connection is None or not connection.open:
+            connection = await self._connect()
+        return msgspec.msgpack.decode(await connection.request(request, None), type=reply)
+
+    async def _connect(self) -> "_Connection":
+        async with self._connecting:
+            if self._connection is None or not self._connection.open:
+                try:
+                    _, self._connection = await asyncio.get_running_loop().create_unix_connection(
+                        _Connection, str(self._socket)
+                    )
+                except OSError as error:
+                    raise EnclaveUnavailable(f"enclave at {self._socket}: {error.strerror or error}") from error
+            return self._connection
+
+
+class _Connection(asyncio.Protocol):
+    """Frames in and out. Replies are matched by id; the host's own calls run as tasks."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._next_id = 0
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._hosts: dict[int, HostFunction] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
+        for task in self._tasks:
+            task.cancel()
+
+    def close(self) -> None:
+        if self._transport:
+            self._transport.close()
+
+    async def request(self, message: protocol.Message, host: HostFunction | None) -> bytes:
+        if not self.open or self._transport is None:
+            raise EnclaveUnavailable
+        self._next_id = id = (self._next_id + 1) & 0xFFFF_FFFF
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[id] = future
+        if host is not None:
+            self._hosts[id] = host
+        try:
+            self._transport.write(protocol.frame(Kind.REQUEST, id, _encode_request(message)))
+            return await future
+        finally:
+            del self._waiting[id]
+            self._hosts.pop(id, None)
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        start, end = 0, len(buffer)
+        header = protocol.HEADER
+        while end - start >= header.size:
+            length, kind, id = header.unpack_from(buffer, start)
+            if length > protocol.MAX_FRAME_BYTES:
+                _log.error("the enclave announced a frame of %d bytes", length)
+                self.close()
+                return
+            stop = start + _LENGTH_BYTES + length
+            if stop > end:
+                break
+            self._frame(kind, id, bytes(buffer[start + header.size : stop]))
+            start = stop
+        if start:
+            del buffer[:start]
+
+    def _frame(self, kind: int, id: int, body: bytes) -> None:
+        if kind == Kind.HOST_CALL:
+            call = _decode_host_call(body)
+            task = asyncio.get_running_loop().create_task(self._serve(id, call, self._hosts.get(call.request)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        future = self._waiting.get(id)
+        if future is None or future.done():
+            return
+        if kind == Kind.RESPONSE:
+            future.set_result(body)
+        else:
+            future.set_exception(_refusal(_decode_failure(body)))
+
+    async def _serve(self, id: int, call: protocol.HostCall, host: HostFunction | None) -> None:
+        kind, body = Kind.HOST_ERROR, b""
+        try:
+            if host is None:
+                raise EnclaveUnavailable("the call that asks is no longer running")
+            kind, body = Kind.HOST_RESULT, await host(call.name, call.argument)
+        except ServiceError as error:
+            body = protocol.encode(protocol.Failure(error.code, error.detail, error.retryable))
+        except Exception:
+            _log.exception("serving %s for a function", call.name)
+            body = protocol.encode(protocol.Failure("internal_error", "the service failed to serve this call"))
+        if self.open and self._transport:
+            self._transport.write(protocol.frame(kind, id, body))
+
+
+def _refusal(failure: protocol.Failure) -> EnclaveRefused:
+    extra: dict[str, Any] = {}
+    if failure.line is not None:
+        extra = {"line": failure.line, "column": failure.column}
+    return EnclaveRefused(failure.code, failure.message, retryable=failure.retryable, **extra)

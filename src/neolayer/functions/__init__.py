@@ -1,0 +1,1 @@
+"""Functions: immutable versions, invocation, executions and their logs."""

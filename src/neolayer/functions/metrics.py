@@ -1,0 +1,17 @@
+"""Prometheus metrics of executions."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+EXECUTIONS: Final = Counter(
+    "neolayer_executions_total", "Executions by outcome: succeeded, or the error's code.", ["outcome", "start"]
+)
+WALL: Final = Histogram(
+    "neolayer_execution_wall_seconds",
+    "Time in the enclave from arrival to result.",
+    ["start"],
+    buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+CPU: Final = Counter("neolayer_execution_cpu_seconds_total", "CPU time spent in functions.")
+UNWRITTEN: Final = Gauge("neolayer_execution_records_unwritten", "Execution records that wait to be written.")

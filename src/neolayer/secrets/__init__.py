@@ -1,0 +1,1 @@
+"""Secrets: ciphertext only. The enclave seals them and alone reads them."""

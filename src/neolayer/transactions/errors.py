@@ -1,0 +1,27 @@
+"""Why a transaction is refused or ends without effect."""
+
+from neolayer.core.errors import InvalidRequest, NotFound
+
+
+class TransactionNotFound(NotFound):
+    """No such transaction."""
+
+    code = "transaction_not_found"
+
+
+class SimulationFaulted(InvalidRequest):
+    """The calls would FAULT, so nothing was sent."""
+
+    code = "simulation_faulted"
+
+
+class FeeAboveCap(InvalidRequest):
+    """The transaction would cost more than its `max_fee`."""
+
+    code = "fee_above_cap"
+
+
+class InsufficientGas(InvalidRequest):
+    """The wallet has too little GAS for the fees."""
+
+    code = "insufficient_gas"

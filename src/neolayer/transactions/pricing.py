@@ -1,0 +1,111 @@
+"""What a transaction costs, and whether it would succeed: simulation, fees, balance."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any, Final
+
+from neolayer.chain.fees import FeePolicy, Fees
+from neolayer.chain.payload import Signer, UnsignedTransaction, verification_script
+from neolayer.chain.rpc import InvokeResult, RpcClient
+from neolayer.chain.scripts import GAS
+from neolayer.core.types import Hash160, gas_text
+from neolayer.transactions.errors import FeeAboveCap, InsufficientGas, SimulationFaulted
+from neolayer.wallets.service import Wallet
+
+#: Any value does: these fields have a fixed width, so they change neither size nor fee.
+_ANY: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a transaction costs at a height; datoshi."""
+
+    height: int
+    system_fee: int
+    network_fee: int
+
+    @property
+    def total(self) -> int:
+        return self.system_fee + self.network_fee
+
+
+class Pricing:
+    def __init__(self, rpc: RpcClient, fees: Fees) -> None:
+        self._rpc = rpc
+        self._fees = fees
+
+    async def policy(self) -> FeePolicy:
+        """Fees and height, at most one block time old."""
+        return await self._fees.policy()
+
+    async def price(self, wallet: Wallet, script: bytes, max_fee: int | None) -> tuple[Price, InvokeResult]:
+        """Try the script out with the wallet as its signer.
+
+        The system fee is exactly what the simulation used: all of it is burned, so a margin costs money.
+
+        Raises:
+            SimulationFaulted: with the virtual machine's exception.
+            FeeAboveCap: more than ``max_fee`` datoshi.
+            NodeUnavailable: no node answers.
+        """
+        signer = Signer(wallet.script_hash)
+        result = await self._rpc.invoke_script(script, [signer])
+        if not result.halted:
+            raise SimulationFaulted(
+                f"the calls would FAULT: {result.exception}", exception=result.exception, vmstate=result.state
+            )
+        policy = await self._fees.policy()
+        unsigned = UnsignedTransaction(
+            nonce=_ANY,
+            system_fee=_ANY,
+            network_fee=_ANY,
+            valid_until_block=_ANY,
+            signers=(signer,),
+            script=script,
+        )
+        network_fee = policy.network_fee(unsigned, [verification_script(wallet.public_key)])
+        price = Price(policy.height, result.gas_consumed, network_fee)
+        if max_fee is not None and price.total > max_fee:
+            raise FeeAboveCap(
+                f"it would cost {gas_text(price.total)} GAS, max_fee is {gas_text(max_fee)}",
+                fee=gas_text(price.total),
+                max_fee=gas_text(max_fee),
+            )
+        return price, result
+
+    async def preflight(self, wallet: Wallet, script: bytes, max_fee: int | None) -> Price:
+        """`price`, and whether the wallet can pay for it.
+
+        Fees are taken before the script runs, so GAS that the script moves away must be there beside them.
+
+        Raises:
+            InsufficientGas: it cannot.
+        """
+        price, result = await self.price(wallet, script, max_fee)
+        needed = price.total + _gas_moved_away(result.notifications, wallet.script_hash)
+        balance = await self._rpc.balance_of(GAS, wallet.script_hash)
+        if balance < needed:
+            raise InsufficientGas(
+                f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
+                balance=gas_text(balance),
+                needed=gas_text(needed),
+            )
+        return price
+
+
+def _gas_moved_away(notifications: list[Any], account: Hash160) -> int:
+    """Net datoshi that the NEP-17 ``Transfer`` notifications of GAS take from an account."""
+    moved = 0
+    for notification in notifications:
+        if notification.get("eventname") != "Transfer" or notification.get("contract") != str(GAS):
+            continue
+        sender, receiver, amount = notification["state"]["value"]
+        if _is_account(sender, account):
+            moved += int(amount["value"])
+        if _is_account(receiver, account):
+            moved -= int(amount["value"])
+    return max(moved, 0)
+
+
+def _is_account(item: dict[str, Any], account: Hash160) -> bool:
+    return item.get("value") is not None and base64.b64decode(item["value"]) == account.data

@@ -1,0 +1,61 @@
+"""``/api/v1/transactions``."""
+
+from typing import Annotated
+from uuid import UUID
+
+from litestar import Controller, Response, get, post
+from litestar.params import Parameter
+
+from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
+from neolayer.core.types import Principal
+from neolayer.transactions.model import EventList, State, TransactionRequest, TransactionView
+from neolayer.transactions.service import Transactions
+
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="The same key with the same body gives the same transaction, however often it is sent.",
+    ),
+]
+
+
+class TransactionsController(Controller):
+    path = "/api/v1/transactions"
+    tags = ("transactions",)
+
+    @post(status_code=202, summary="Send a transaction; 200 when this idempotency key has one already")
+    async def create(
+        self,
+        data: TransactionRequest,
+        principal: Principal,
+        transactions: Transactions,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response[TransactionView]:
+        view, new = await transactions.submit(principal.tenant_id, data, idempotency_key=idempotency_key)
+        return Response(view, status_code=202 if new else 200)
+
+    @get(summary="List transactions, newest first")
+    async def index(
+        self,
+        principal: Principal,
+        transactions: Transactions,
+        in_state: Annotated[State | None, Parameter(query="state")] = None,
+        limit: Limit = 20,
+        cursor: Cursor = None,
+    ) -> Page[TransactionView]:
+        return page(
+            await transactions.recent(principal.tenant_id, in_state, decode_cursor(cursor), limit + 1), limit
+        )
+
+    @get("/{transaction_id:uuid}", summary="One transaction")
+    async def show(
+        self, transaction_id: UUID, principal: Principal, transactions: Transactions
+    ) -> TransactionView:
+        return await transactions.show(principal.tenant_id, transaction_id)
+
+    @get("/{transaction_id:uuid}/events", summary="Every change of its state, with time and cause")
+    async def events(self, transaction_id: UUID, principal: Principal, transactions: Transactions) -> EventList:
+        return EventList(await transactions.events(principal.tenant_id, transaction_id))

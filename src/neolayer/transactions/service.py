@@ -1,0 +1,199 @@
+"""Intents: accepted, listed, shown. What happens to them afterwards is in ``pipeline.py`` and ``monitor.py``."""
+
+import hashlib
+import logging
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import TupleRow
+
+from neolayer.chain.errors import NodeUnavailable
+from neolayer.chain.scripts import build_script
+from neolayer.core.errors import IdempotencyMismatch, InvalidRequest, MalformedJson
+from neolayer.core.ids import uuid7
+from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
+from neolayer.db.notices import notify
+from neolayer.db.pool import Database
+from neolayer.db.sql import load_queries
+from neolayer.transactions.errors import TransactionNotFound
+from neolayer.transactions.model import EventView, Priority, TransactionRequest, TransactionView
+from neolayer.transactions.pricing import Pricing
+from neolayer.wallets.service import Wallets
+
+_SQL: Final = load_queries("neolayer.transactions")
+_log = logging.getLogger(__name__)
+#: Wakes the workers.
+TOPIC: Final = "transactions"
+_decode_request = msgspec.json.Decoder(TransactionRequest).decode
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Transactions:
+    def __init__(self, database: Database, wallets: Wallets, pricing: Pricing) -> None:
+        self._database = database
+        self._wallets = wallets
+        self._pricing = pricing
+
+    async def submit_json(
+        self, principal: Principal, request: bytes, *, idempotency_key: str, execution_id: UUID
+    ) -> TransactionView:
+        """`submit` for a running function."""
+        try:
+            decoded = _decode_request(request)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(str(error)) from None
+        except msgspec.DecodeError as error:
+            raise MalformedJson(str(error)) from None
+        view, _ = await self.submit(
+            principal.tenant_id, decoded, idempotency_key=idempotency_key, execution_id=execution_id
+        )
+        return view
+
+    async def submit(
+        self,
+        tenant_id: UUID,
+        request: TransactionRequest,
+        *,
+        idempotency_key: str | None = None,
+        execution_id: UUID | None = None,
+    ) -> tuple[TransactionView, bool]:
+        """Accept an intent; returns it and whether it is new.
+
+        It is tried out first: what would FAULT, cost more than allowed or than the wallet has is refused and
+        nothing is stored. While no node answers it is stored unseen, and tried out by the worker.
+
+        Raises:
+            WalletNotFound, BadCall: the request names something that does not exist or is malformed.
+            SimulationFaulted, FeeAboveCap, InsufficientGas: it would not succeed.
+            IdempotencyMismatch: the key was used with another request.
+        """
+        wallet = await self._wallets.find(tenant_id, request.wallet)
+        script = build_script(request.calls)
+        max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
+        request_hash = hashlib.sha256(_encode_sorted(request)).digest()
+        id = uuid7()
+        # Keys of clients and of executions never meet.
+        key = str(id)
+        if idempotency_key is not None:
+            key = idempotency_key if execution_id else f"client:{idempotency_key}"
+        if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
+            return found, False
+        try:
+            await self._pricing.preflight(wallet, script, max_fee)
+        except NodeUnavailable as error:
+            _log.warning("transaction %s queued untried: %s", id, error.detail)
+
+        async with self._database.transaction() as connection:
+            inserted = await connection.execute(
+                _SQL["insert"],
+                {
+                    "tenant_id": tenant_id,
+                    "id": id,
+                    "wallet_id": wallet.id,
+                    "idempotency_key": key,
+                    "request_hash": request_hash,
+                    "calls": msgspec.json.encode(request.calls).decode(),
+                    "script": script,
+                    "priority": Priority[request.priority.upper()],
+                    "valid_for_blocks": request.valid_for_blocks,
+                    "max_fee": max_fee,
+                    "execution_id": execution_id,
+                },
+            )
+            new = inserted.rowcount == 1
+            if new:
+                await notify(connection, TOPIC)
+        if not new:
+            found = await self._same(tenant_id, key, request_hash)
+            assert found is not None
+            return found, False
+        return await self.show(tenant_id, id), True
+
+    async def _same(self, tenant_id: UUID, key: str, request_hash: bytes) -> TransactionView | None:
+        row = await self._database.fetch_one(_SQL["by_key"], {"tenant_id": tenant_id, "idempotency_key": key})
+        if row is None:
+            return None
+        if bytes(row[1]) != request_hash:
+            raise IdempotencyMismatch
+        return await self.show(tenant_id, row[0])
+
+    async def show(self, tenant_id: UUID, id: UUID) -> TransactionView:
+        """
+        Raises:
+            TransactionNotFound: the tenant has none with this id.
+        """
+        row = await self._database.fetch_one(_SQL["by_id"], {"tenant_id": tenant_id, "id": id})
+        if row is None:
+            raise TransactionNotFound(f"no transaction {id}")
+        return await self._view(tenant_id, row)
+
+    async def recent(self, tenant_id: UUID, state: str | None, before: UUID, limit: int) -> list[TransactionView]:
+        params = {"tenant_id": tenant_id, "state": state, "before": before, "limit": limit}
+        rows = await self._database.fetch(_SQL["list"], params)
+        return [await self._view(tenant_id, row) for row in rows]
+
+    async def events(self, tenant_id: UUID, id: UUID) -> list[EventView]:
+        """Every change of state, oldest first.
+
+        Raises:
+            TransactionNotFound: the tenant has none with this id.
+        """
+        rows = await self._database.fetch(_SQL["events"], {"tenant_id": tenant_id, "id": id})
+        if not rows:
+            raise TransactionNotFound(f"no transaction {id}")
+        return [EventView(*row) for row in rows]
+
+    async def count_by_state(self) -> dict[str, int]:
+        return dict(await self._database.fetch(_SQL["count_by_state"]))
+
+    async def _view(self, tenant_id: UUID, row: TupleRow) -> TransactionView:
+        (
+            id,
+            wallet_id,
+            state,
+            cause,
+            calls,
+            priority,
+            valid_for_blocks,
+            max_fee,
+            execution_id,
+            txid,
+            valid_until_block,
+            system_fee,
+            network_fee,
+            block_index,
+            block_time,
+            result,
+            created_at,
+            updated_at,
+        ) = row
+        wallet = await self._wallets.get(tenant_id, wallet_id)
+        return TransactionView(
+            id=id,
+            wallet=wallet.name,
+            state=state,
+            cause=cause,
+            calls=calls,
+            priority=Priority(priority).name.lower(),
+            valid_for_blocks=valid_for_blocks,
+            max_fee=_gas(max_fee),
+            execution=execution_id,
+            txid=None if txid is None else str(Hash256(bytes(txid))),
+            valid_until_block=valid_until_block,
+            system_fee=_gas(system_fee),
+            network_fee=_gas(network_fee),
+            block=block_index,
+            block_time=block_time,
+            result=_result(result),
+            created_at=created_at,
+            updated_at=updated_at,
+        )
+
+
+def _gas(datoshi: int | None) -> str | None:
+    return None if datoshi is None else gas_text(datoshi)
+
+
+def _result(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if result is None else result | {"gas_consumed": gas_text(result["gas_consumed"])}

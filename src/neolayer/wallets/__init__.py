@@ -1,0 +1,1 @@
+"""Wallets: what may be known of keys that live in the enclave."""

@@ -1,0 +1,152 @@
+"""Wallets: created in the enclave, listed here, found by name or id."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import TupleRow
+
+from neolayer.chain.payload import account_of, address_of, verification_script
+from neolayer.chain.rpc import RpcClient
+from neolayer.chain.scripts import GAS
+from neolayer.core.errors import Conflict, NotFound, ServiceError
+from neolayer.core.ids import uuid7
+from neolayer.core.types import Hash160, gas_text
+from neolayer.db.pool import Database
+from neolayer.db.sql import load_queries
+from neolayer.enclave import Enclave
+
+_SQL: Final = load_queries("neolayer.wallets")
+_CACHED_WALLETS: Final = 10_000
+
+
+class WalletExists(Conflict):
+    """A wallet of this name exists."""
+
+    code = "wallet_exists"
+
+
+class WalletNotFound(NotFound):
+    """No such wallet."""
+
+    code = "wallet_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    tenant_id: UUID
+    id: UUID
+    name: str
+    #: secp256r1, compressed, 33 bytes.
+    public_key: bytes
+    script_hash: Hash160
+    #: The private key as only the enclave can open it.
+    sealed_key: bytes
+    created_at: datetime
+
+    @property
+    def address(self) -> str:
+        return address_of(self.script_hash)
+
+
+class WalletView(msgspec.Struct, frozen=True):
+    """What the API shows. ``gas`` is null while no node answers."""
+
+    id: UUID
+    name: str
+    address: str
+    script_hash: str
+    public_key: str
+    gas: str | None
+    created_at: datetime
+
+
+class Wallets:
+    def __init__(self, database: Database, enclave: Enclave, rpc: RpcClient) -> None:
+        self._database = database
+        self._enclave = enclave
+        self._rpc = rpc
+        #: Rows never change, so they are kept as long as there is room.
+        self._by_id: dict[tuple[UUID, UUID], Wallet] = {}
+
+    async def create(self, tenant_id: UUID, name: str) -> Wallet:
+        """Make a key in the enclave and remember it.
+
+        Raises:
+            WalletExists: the tenant has one of this name.
+        """
+        id = uuid7()
+        key = await self._enclave.create_key(str(tenant_id), str(id))
+        row = await self._database.fetch_one(
+            _SQL["insert"],
+            {
+                "tenant_id": tenant_id,
+                "id": id,
+                "name": name,
+                "public_key": key.public_key,
+                "script_hash": account_of(verification_script(key.public_key)).data,
+                "sealed_key": key.sealed,
+            },
+        )
+        if row is None:
+            raise WalletExists(f"a wallet named {name!r} exists")
+        return _wallet(row)
+
+    async def recent(self, tenant_id: UUID, before: UUID, limit: int) -> list[Wallet]:
+        rows = await self._database.fetch(_SQL["list"], {"tenant_id": tenant_id, "before": before, "limit": limit})
+        return [_wallet(row) for row in rows]
+
+    async def find(self, tenant_id: UUID, name_or_id: str) -> Wallet:
+        """
+        Raises:
+            WalletNotFound: the tenant has no such wallet.
+        """
+        params: dict[str, Any] = {"tenant_id": tenant_id}
+        try:
+            query, params["id"] = _SQL["by_id"], UUID(name_or_id)
+        except ValueError:
+            query, params["name"] = _SQL["by_name"], name_or_id
+        row = await self._database.fetch_one(query, params)
+        if row is None:
+            raise WalletNotFound(f"no wallet {name_or_id!r}; `neolayer wallets create` makes one")
+        return _wallet(row)
+
+    async def get(self, tenant_id: UUID, id: UUID) -> Wallet:
+        """By id; asks the database once only.
+
+        Raises:
+            WalletNotFound: the tenant has no such wallet.
+        """
+        wallet = self._by_id.get((tenant_id, id))
+        if wallet is None:
+            if len(self._by_id) >= _CACHED_WALLETS:
+                self._by_id.clear()
+            wallet = self._by_id[tenant_id, id] = await self.find(tenant_id, str(id))
+        return wallet
+
+    async def view(self, wallet: Wallet) -> WalletView:
+        """With the balance that a node reports now."""
+        try:
+            async with asyncio.timeout(2):
+                gas = gas_text(await self._rpc.balance_of(GAS, wallet.script_hash))
+        except (ServiceError, TimeoutError):
+            gas = None
+        return WalletView(
+            id=wallet.id,
+            name=wallet.name,
+            address=wallet.address,
+            script_hash=str(wallet.script_hash),
+            public_key=wallet.public_key.hex(),
+            gas=gas,
+            created_at=wallet.created_at,
+        )
+
+
+def _wallet(row: TupleRow) -> Wallet:
+    tenant_id, id, name, public_key, script_hash, sealed_key, created_at = row
+    return Wallet(
+        tenant_id, id, name, bytes(public_key), Hash160(bytes(script_hash)), bytes(sealed_key), created_at
+    )
