@@ -1,0 +1,144 @@
+"""Network fees computed here, equal to the node's ``calculatenetworkfee``."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from neolayer.chain.errors import ExecutionFaulted, RpcError
+from neolayer.chain.payload import UnsignedTransaction, var_int
+from neolayer.chain.rpc import RpcClient, invoke_result_from_json
+from neolayer.chain.scripts import NATIVE_CONTRACTS
+
+#: Unit of the execution fee factor since hardfork Faun (neo-go `vm.ExecFeeFactorMultiplier`).
+PICO_PER_DATOSHI: Final = 10_000
+#: Prices in units of the factor: neo-go `fee/opcode.go` and `crypto.ECDSAVerifyPrice`; SYSCALL is free.
+_PUSH_DATA: Final = 1 << 3
+_PUSH_INT: Final = 1
+_CHECK_SIGNATURE: Final = 1 << 15
+
+_CHECK_SIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckSig").digest()[:4]
+_CHECK_MULTISIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckMultisig").digest()[:4]
+
+
+@dataclass(frozen=True, slots=True)
+class FeePolicy:
+    """What the chain charges, as its Policy contract said at `height`."""
+
+    #: Index of the latest block when the values were read.
+    height: int
+    #: Datoshi for each byte of a transaction.
+    fee_per_byte: int
+    #: Price of one unit of execution; 1/10,000 datoshi.
+    exec_fee_pico_factor: int
+    #: Datoshi for each byte of contract storage.
+    storage_price: int
+
+    def network_fee(self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes]) -> int:
+        """Datoshi for a transaction's size and the checking of its witnesses.
+
+        The fee does not depend on the fees already written in the transaction: those have a fixed width.
+
+        Args:
+            verification_scripts: one for each signer, single-signature or m-of-n.
+
+        Raises:
+            ValueError: another kind of script, whose price only the node can tell.
+        """
+        size = len(transaction.data) + len(var_int(len(verification_scripts)))
+        verification = 0
+        for script in verification_scripts:
+            invocation_bytes, units = _witness_price(script)
+            size += len(var_int(invocation_bytes)) + invocation_bytes + len(var_int(len(script))) + len(script)
+            # Each witness is rounded up for itself, as `calculatenetworkfee` does.
+            verification += -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+        return size * self.fee_per_byte + verification
+
+
+def _witness_price(script: bytes) -> tuple[int, int]:
+    """Bytes of the invocation script and price of the check in units (neo-go `fee/calculate.go`)."""
+    if len(script) == 40 and script.startswith(b"\x0c\x21") and script.endswith(_CHECK_SIG):
+        return 66, 2 * _PUSH_DATA + _CHECK_SIGNATURE
+    if (parsed := _multisig(script)) is not None:
+        needed, keys = parsed
+        return 66 * needed, _PUSH_DATA * (needed + keys) + 2 * _PUSH_INT + _CHECK_SIGNATURE * keys
+    raise ValueError("neither a single-signature nor a multi-signature script")
+
+
+def _multisig(script: bytes) -> tuple[int, int] | None:
+    """m and n of an m-of-n script: PUSH m, n times PUSHDATA1 of a key, PUSH n, SYSCALL CheckMultisig."""
+    body = script.removesuffix(_CHECK_MULTISIG)
+    head = _small_int(body)
+    if body is script or head is None:
+        return None
+    needed, rest = head
+    keys = 0
+    while rest.startswith(b"\x0c\x21") and len(rest) >= 35:
+        keys, rest = keys + 1, rest[35:]
+    tail = _small_int(rest)
+    if tail is None or tail != (keys, b"") or not 1 <= needed <= keys:
+        return None
+    return needed, keys
+
+
+def _small_int(script: bytes) -> tuple[int, bytes] | None:
+    """The number that the first instruction pushes, and what follows it."""
+    if script and 0x11 <= script[0] <= 0x20:  # PUSH1 to PUSH16
+        return script[0] - 0x10, script[1:]
+    if len(script) > 1 and script[0] == 0:  # PUSHINT8
+        return script[1], script[2:]
+    return None
+
+
+class Fees:
+    """Reads the policy, once for all callers within one block time."""
+
+    def __init__(self, rpc: RpcClient) -> None:
+        self._rpc = rpc
+        self._policy: FeePolicy | None = None
+        self._fresh_until = 0.0
+        self._reading: asyncio.Task[FeePolicy] | None = None
+
+    async def policy(self) -> FeePolicy:
+        """At most one block time old; `FeePolicy.height` comes with it at no further call.
+
+        Raises:
+            NodeUnavailable, WrongNetwork, RpcError: as `RpcClient.call`.
+        """
+        if self._policy is not None and time.monotonic() < self._fresh_until:
+            return self._policy
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        # Shared: one caller that gives up does not end the reading for the others.
+        return await asyncio.shield(self._reading)
+
+    async def _read(self) -> FeePolicy:
+        asked_at = time.monotonic()
+        methods = ("getFeePerByte", "getExecFeeFactor", "getExecPicoFeeFactor", "getStoragePrice")
+        contract = str(NATIVE_CONTRACTS["PolicyContract"])
+        count, *replies = await self._rpc.batch(
+            [("getblockcount", []), *(("invokefunction", [contract, method, []]) for method in methods)]
+        )
+        if isinstance(count, RpcError):
+            raise count
+        per_byte, factor, pico_factor, storage_price = map(_number, replies)
+        if per_byte is None or factor is None or storage_price is None:
+            raise ExecutionFaulted("the Policy contract does not tell its values")
+        self._policy = FeePolicy(
+            height=count - 1,
+            fee_per_byte=per_byte,
+            # Chains before Faun have no such method, and whole factors only.
+            exec_fee_pico_factor=factor * PICO_PER_DATOSHI if pico_factor is None else pico_factor,
+            storage_price=storage_price,
+        )
+        self._fresh_until = asked_at + (await self._rpc.version()).ms_per_block / 1000
+        return self._policy
+
+
+def _number(reply: Any) -> int | None:
+    if isinstance(reply, RpcError):
+        raise reply
+    result = invoke_result_from_json(reply)
+    return int(result.stack[0]["value"]) if result.halted else None

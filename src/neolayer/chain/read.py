@@ -1,0 +1,76 @@
+"""Reading contracts: test-invocations that change nothing and cost nothing."""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from neolayer.chain.errors import ExecutionFaulted
+from neolayer.chain.rpc import RpcClient
+from neolayer.chain.scripts import build_script
+from neolayer.core.errors import InvalidRequest, MalformedJson
+from neolayer.core.types import gas_text
+
+
+class ReadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One call in Neo's parameter JSON."""
+
+    contract: str
+    method: str
+    args: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=64)] = msgspec.field(default_factory=list)
+    call_flags: str = "ReadOnly"
+
+
+class ReadResult(msgspec.Struct, frozen=True):
+    #: The result as plain JSON: integers as decimal strings, byte strings as base64, structs as lists.
+    value: Any
+    #: The stack as the node gives it: ``[{type, value}]``.
+    stack: list[Any]
+    #: What the call would cost as part of a transaction; a GAS decimal.
+    gas_consumed: str
+
+
+_decode: Final = msgspec.json.Decoder(ReadRequest).decode
+
+
+class Reader:
+    def __init__(self, rpc: RpcClient) -> None:
+        self._rpc = rpc
+
+    async def read_json(self, request: bytes) -> ReadResult:
+        """`read` for a running function."""
+        try:
+            decoded = _decode(request)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(str(error)) from None
+        except msgspec.DecodeError as error:
+            raise MalformedJson(str(error)) from None
+        return await self.read(decoded)
+
+    async def read(self, request: ReadRequest) -> ReadResult:
+        """
+        Raises:
+            BadCall: malformed.
+            ExecutionFaulted: with the virtual machine's exception.
+            NodeUnavailable: no node answers.
+        """
+        script = build_script([msgspec.to_builtins(request)], assert_transfers=False)
+        result = await self._rpc.invoke_script(script)
+        if not result.halted:
+            raise ExecutionFaulted(
+                f"{request.method} ended in FAULT: {result.exception}", exception=result.exception
+            )
+        value = plain(result.stack[0]) if result.stack else None
+        return ReadResult(value, result.stack, gas_text(result.gas_consumed))
+
+
+def plain(item: dict[str, Any]) -> Any:
+    """A stack item of Neo's JSON as plain JSON."""
+    match item:
+        case {"type": "Array" | "Struct", "value": list(items)}:
+            return [plain(part) for part in items]
+        case {"type": "Map", "value": list(pairs)}:
+            return [[plain(pair["key"]), plain(pair["value"])] for pair in pairs]
+        case {"type": "Any"}:
+            return None
+        case _:
+            return item.get("value")

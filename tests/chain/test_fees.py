@@ -1,0 +1,105 @@
+"""The fee computed here is the fee that the node computes, to the datoshi."""
+
+import asyncio
+import itertools
+
+import pytest
+
+from neolayer.chain.fees import FeePolicy, Fees
+from neolayer.chain.payload import Signer, UnsignedTransaction, Witness, WitnessScope, account_of
+from neolayer.chain.rpc import RpcClient
+from neolayer.chain.scripts import build_script
+from neolayer.core.types import Hash160
+
+from .conftest import Key, NewNode
+
+KEYS = [Key() for _ in range(20)]
+
+
+def multisig(needed: int, count: int) -> bytes:
+    def push(number: int) -> bytes:
+        return bytes([0x10 + number]) if number <= 16 else bytes([0, number])
+
+    keys = sorted((key.public for key in KEYS[:count]), key=lambda public: public[1:])
+    body = b"".join(b"\x0c\x21" + key for key in keys)
+    return push(needed) + body + push(count) + b"\x41\x9e\xd0\xdc\x3a"
+
+
+SINGLE = [key.verification for key in KEYS]
+SCRIPTS = [
+    *itertools.product((1, 200, 252, 253, 300, 65_534), (SINGLE[:1], SINGLE[:2], SINGLE[:3])),
+    (100, [multisig(1, 1)]),
+    (100, [multisig(4, 7)]),
+    (100, [multisig(3, 17), SINGLE[0]]),
+    (100, [multisig(15, 20), SINGLE[0], multisig(1, 2)]),
+]
+
+
+async def compare(rpc: RpcClient, policy: FeePolicy, length: int, scripts: list[bytes]) -> None:
+    signers = tuple(Signer(account_of(script)) for script in scripts)
+    unsigned = UnsignedTransaction(1, 2, 3, (await rpc.block_count()) + 5, signers, b"\x21" * length)
+    offered = unsigned.with_witnesses([Witness(b"", script) for script in scripts])
+    assert policy.network_fee(unsigned, scripts) == await rpc.calculate_network_fee(offered)
+
+
+@pytest.mark.parametrize(
+    ("length", "scripts"), SCRIPTS, ids=[f"{length}-{[len(s) for s in scripts]}" for length, scripts in SCRIPTS]
+)
+async def test_network_fee_equals_the_nodes(rpc: RpcClient, length: int, scripts: list[bytes]) -> None:
+    """Over the borders of length fields, numbers of signers, and m-of-n accounts."""
+    await compare(rpc, await Fees(rpc).policy(), length, scripts)
+
+
+async def test_network_fee_with_custom_contracts(rpc: RpcClient) -> None:
+    """Signers with lists are counted at their size."""
+    signer = Signer(
+        KEYS[0].account, WitnessScope.CUSTOM_CONTRACTS, tuple(Hash160(bytes([n] * 20)) for n in range(16))
+    )
+    unsigned = UnsignedTransaction(1, 2, 3, (await rpc.block_count()) + 5, (signer,), b"\x40")
+    offered = unsigned.with_witnesses([Witness(b"", SINGLE[0])])
+    fee = (await Fees(rpc).policy()).network_fee(unsigned, SINGLE[:1])
+    assert fee == await rpc.calculate_network_fee(offered)
+
+
+async def test_fractional_factor_and_other_prices(new_node: NewNode) -> None:
+    """After the committee set a factor of 17.0003 and another price per byte, both still agree."""
+    node = await new_node()
+
+    def policy_call(method: str, value: int) -> dict[str, object]:
+        argument = {"type": "Integer", "value": value}
+        return {"contract": "PolicyContract", "method": method, "args": [argument]}
+
+    for factor, per_byte in ((170_003, 777), (1, 0), (9_999, 3)):
+        script = build_script([policy_call("setExecFeeFactor", factor), policy_call("setFeePerByte", per_byte)])
+        transaction = await node.devnet.send(node.rpc, script)
+        assert (await node.devnet.wait(node.rpc, transaction)).halted
+        policy = await Fees(node.rpc).policy()
+        assert (policy.exec_fee_pico_factor, policy.fee_per_byte) == (factor, per_byte)
+        for length, scripts in SCRIPTS[::3] + SCRIPTS[-4:]:
+            await compare(node.rpc, policy, length, scripts)
+
+
+async def test_policy_is_read_once_per_block(rpc: RpcClient) -> None:
+    """Callers at one time share one reading, and a later block brings another."""
+    fees = Fees(rpc)
+    policies = await asyncio.gather(*(fees.policy() for _ in range(50)))
+    assert len({id(policy) for policy in policies}) == 1
+    await asyncio.sleep(0.5)
+    later = await fees.policy()
+    assert later.height > policies[0].height
+    assert (later.fee_per_byte, later.exec_fee_pico_factor, later.storage_price) == (1000, 300_000, 100_000)
+
+
+def test_other_scripts_have_no_local_price() -> None:
+    """What only the node can price is refused, also near misses of m-of-n."""
+    policy = FeePolicy(1, 1000, 300_000, 100_000)
+    unsigned = UnsignedTransaction(1, 2, 3, 5, (KEYS[0].signer,), b"\x40")
+    for script in (
+        b"",
+        b"\x11",
+        SINGLE[0][:-1],
+        multisig(1, 2)[:-6] + multisig(1, 1)[-6:],
+        b"\x12" + multisig(1, 1)[1:],
+    ):
+        with pytest.raises(ValueError, match="neither"):
+            policy.network_fee(unsigned, [script])
