@@ -17,7 +17,7 @@ from prometheus_client import Gauge
 from valkey.asyncio import Valkey
 
 from neolayer.accounts.routes import KeysController
-from neolayer.accounts.service import Accounts
+from neolayer.accounts.service import Accounts, ensure_tenant
 from neolayer.accounts.throttle import FailureThrottle
 from neolayer.api.health import HealthChecks
 from neolayer.api.server import build_api
@@ -296,7 +296,7 @@ async def prepare(settings: Settings, *, need_key: bool) -> Prepared:
     assert settings.database_url
     await migrate(settings.database_url)
     async with build_parts(settings) as parts:
-        tenant_id = await parts.accounts.ensure_tenant(DEFAULT_TENANT)
+        tenant_id = await ensure_tenant(parts.database, DEFAULT_TENANT)
         key = await parts.accounts.create_key(tenant_id, "first") if need_key else None
         try:
             wallet = await parts.wallets.create(tenant_id, DEFAULT_WALLET)

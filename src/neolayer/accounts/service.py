@@ -71,27 +71,8 @@ class Accounts:
         self._used: set[UUID] = set()
         notices.on("keys", lambda _: self._known.clear())
 
-    async def ensure_tenant(self, name: str) -> UUID:
-        """The tenant of that name, made if there is none."""
-        row = await self._database.fetch_one(_SQL["insert_tenant"], {"id": uuid7(), "name": name})
-        row = row or await self._database.fetch_one(_SQL["tenant_by_name"], {"name": name})
-        assert row is not None
-        return UUID(str(row[0]))
-
     async def create_key(self, tenant_id: UUID, name: str) -> NewApiKey:
-        key = PREFIX + secrets.token_urlsafe(32)
-        row = await self._database.fetch_one(
-            _SQL["insert_key"],
-            {
-                "tenant_id": tenant_id,
-                "id": uuid7(),
-                "name": name,
-                "hash": _hash(key.encode()),
-                "prefix": key[:8],
-            },
-        )
-        assert row is not None
-        return NewApiKey(id=row[0], name=row[1], key=key, created_at=row[3])
+        return await create_key(self._database, tenant_id, name)
 
     async def recent_keys(self, tenant_id: UUID, before: UUID, limit: int) -> list[ApiKey]:
         rows = await self._database.fetch(
@@ -151,6 +132,30 @@ class Accounts:
             await self._database.execute(_SQL["touch_keys"], {"ids": ids})
         except ServiceError as error:
             _log.warning("last use of %d keys not recorded: %s", len(ids), error.detail)
+
+
+async def create_tenant(database: Database, name: str) -> tuple[UUID, NewApiKey]:
+    """A tenant of that name, made if there is none, and a new key of it."""
+    tenant_id = await ensure_tenant(database, name)
+    return tenant_id, await create_key(database, tenant_id, "first")
+
+
+async def ensure_tenant(database: Database, name: str) -> UUID:
+    """The tenant of that name, made if there is none."""
+    row = await database.fetch_one(_SQL["insert_tenant"], {"id": uuid7(), "name": name})
+    row = row or await database.fetch_one(_SQL["tenant_by_name"], {"name": name})
+    assert row is not None
+    return UUID(str(row[0]))
+
+
+async def create_key(database: Database, tenant_id: UUID, name: str) -> NewApiKey:
+    key = PREFIX + secrets.token_urlsafe(32)
+    row = await database.fetch_one(
+        _SQL["insert_key"],
+        {"tenant_id": tenant_id, "id": uuid7(), "name": name, "hash": _hash(key.encode()), "prefix": key[:8]},
+    )
+    assert row is not None
+    return NewApiKey(id=row[0], name=row[1], key=key, created_at=row[3])
 
 
 def _hash(key: bytes) -> bytes:

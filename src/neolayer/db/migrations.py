@@ -6,6 +6,7 @@ The whole of it runs under one advisory lock, so that processes that start toget
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
@@ -49,8 +50,11 @@ def migrations() -> list[Migration]:
     return found
 
 
-async def migrate(url: str) -> list[Migration]:
+async def migrate(url: str, known: Sequence[Migration] | None = None) -> list[Migration]:
     """Apply what is missing; returns what was applied now.
+
+    Args:
+        known: all migrations of this version, if not those that come with it.
 
     Raises:
         MigrationError: an applied migration was changed, or the database is of a newer version.
@@ -68,7 +72,7 @@ async def migrate(url: str) -> list[Migration]:
         )
         rows = await (await connection.execute("SELECT number, checksum FROM schema_migrations")).fetchall()
         applied: dict[int, bytes] = {number: bytes(checksum) for number, checksum in rows}
-        known = migrations()
+        known = migrations() if known is None else known
         if newer := set(applied) - {migration.number for migration in known}:
             raise MigrationError(
                 f"the database has migration {max(newer)}, this version ends at {len(known)}: upgrade neolayer"

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 SETTLED_TOPIC: Final = "transactions-settled"
 #: How often sent transactions that no block shows are looked for; seconds.
 RESEND_S: Final = 1.0
+#: Blocks before the first cursor whose hashes are recorded.
+KNOWN_BEFORE_START: Final = 20
 
 
 class Monitor:
@@ -63,8 +65,13 @@ class Monitor:
                 logs = await self._rpc.application_logs([hash_])
                 async with self._database.transaction() as connection:
                     await self._include(connection, block, logs)
+        # A private chain killed right after the first start may go back behind it: know some blocks before, too.
+        indexes = range(max(cursor.index - KNOWN_BEFORE_START, 0), cursor.index)
+        hashes = await self._rpc.batch([("getblockhash", [index]) for index in indexes])
+        earlier = [Cursor(index, Hash256.parse(hash_)) for index, hash_ in zip(indexes, hashes, strict=True)]
         async with self._database.transaction() as connection:
-            await self._seen.advance(connection, cursor, datetime.now(UTC))
+            for known in (*earlier, cursor):
+                await self._seen.advance(connection, known, datetime.now(UTC))
 
     async def process(self, block: Block) -> None:
         logs: list[ApplicationLog] = []

@@ -1,0 +1,1 @@
+"""Benchmarks. Figures are compared within one interleaved run only: machines drift."""

@@ -1,0 +1,3 @@
+export default function (input) {
+  return { hello: input.name, length: input.name.length };
+}

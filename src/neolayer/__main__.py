@@ -1,0 +1,5 @@
+"""``python -m neolayer`` is the command ``neolayer``."""
+
+from neolayer.cli.main import main
+
+main()

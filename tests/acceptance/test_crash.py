@@ -1,0 +1,122 @@
+"""Killed at bad moments, the service loses nothing and does nothing twice. The chain is counted by raw RPC."""
+
+import asyncio
+import random
+
+import pytest
+
+from tests.proxy import NodeProxy, everything, nothing, sending
+from tests.system import RECEIVER, NewSystem, System
+
+SEED = 20261123
+
+
+async def effects(system: System, first_block: int, amounts: set[int]) -> list[int]:
+    """Amounts of the GAS transfers to RECEIVER in blocks from ``first_block`` on, as the node's logs tell them."""
+    found = []
+    for index in range(first_block, await system.rpc("getblockcount")):
+        block = await system.rpc("getblock", index, 1)
+        for transaction in block["tx"]:
+            log = await system.rpc("getapplicationlog", transaction["hash"])
+            for note in log["executions"][0]["notifications"]:
+                amount = int(note["state"]["value"][2]["value"]) if note["eventname"] == "Transfer" else 0
+                if amount in amounts:
+                    found.append(amount)
+    return sorted(found)
+
+
+async def test_a_worker_killed_between_stored_and_sent(system_behind_proxy: tuple[System, NodeProxy]) -> None:
+    """The node never saw the bytes: the next worker sends the stored ones."""
+    system, proxy = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    proxy.hold = sending
+    held = proxy.held
+    accepted = await system.transfer("default", RECEIVER, 1001)
+    await system.eventually(lambda: proxy.held > held)
+    assert (await system.get(f"/transactions/{accepted['id']}"))["state"] == "signed"
+    txid = (await system.get(f"/transactions/{accepted['id']}"))["txid"]
+    system.kill("worker")
+    proxy.hold = nothing
+    view = await system.settled(accepted["id"])
+    assert (view["state"], view["txid"]) == ("confirmed", txid)
+    assert await effects(system, first_block, {1001}) == [1001]
+
+
+async def test_a_worker_killed_after_the_node_accepted_and_before_it_heard(
+    system_behind_proxy: tuple[System, NodeProxy],
+) -> None:
+    system, proxy = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    proxy.drop_answer = sending
+    dropped = proxy.dropped
+    accepted = await system.transfer("default", RECEIVER, 1002)
+    await system.eventually(lambda: proxy.dropped > dropped)
+    system.kill("worker")
+    proxy.drop_answer = nothing
+    view = await system.settled(accepted["id"])
+    assert view["state"] == "confirmed"
+    assert await effects(system, first_block, {1002}) == [1002]
+
+
+async def test_answers_lost_after_the_node_accepted_have_one_effect_each(
+    system_behind_proxy: tuple[System, NodeProxy],
+) -> None:
+    system, proxy = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    lost: set[int] = set()
+
+    def first_answer_of_every_send(method: str) -> bool:
+        if method != "sendrawtransaction" or len(lost) >= 20:
+            return False
+        lost.add(len(lost))
+        return True
+
+    proxy.drop_answer = first_answer_of_every_send
+    amounts = set(range(2000, 2020))
+    accepted = await asyncio.gather(*(system.transfer("default", RECEIVER, amount) for amount in amounts))
+    views = [await system.settled(view["id"]) for view in accepted]
+    proxy.drop_answer = nothing
+    assert {view["state"] for view in views} == {"confirmed"}
+    assert len(lost) == 20
+    assert await effects(system, first_block, amounts) == sorted(amounts)
+
+
+async def test_a_node_that_is_down_delays_and_loses_nothing(system_behind_proxy: tuple[System, NodeProxy]) -> None:
+    system, proxy = system_behind_proxy
+    proxy.refuse = everything
+    await system.eventually(lambda: system.ready(expect=False))
+    _, _, readiness = await system.raw("GET", "/health/ready")
+    assert {part["name"]: part["state"] for part in readiness["parts"]}["chain"] == "down"
+    accepted = await system.transfer("default", RECEIVER, 1003)
+    assert accepted["state"] == "queued"
+
+    async def cause() -> bool:
+        view = await system.get(f"/transactions/{accepted['id']}")
+        assert view["state"] == "queued"
+        return bool(view["cause"] and view["cause"]["code"] == "node_unavailable")
+
+    await system.eventually(cause)
+    proxy.refuse = nothing
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
+    assert await system.ready()
+
+
+@pytest.mark.parametrize("round", range(3))
+async def test_everything_killed_at_once(new_system: NewSystem, round: int) -> None:
+    """SIGKILL to every process at a seeded moment, the node included, which loses its last blocks by it."""
+    moment = random.Random(SEED + round).uniform(0.05, 2.5)  # noqa: S311 - a seeded moment
+    system = await new_system()
+    first_block = await system.rpc("getblockcount")
+    amounts = set(range(3000, 3030))
+    accepted = await asyncio.gather(
+        *(system.transfer("default", RECEIVER, amount, idempotency_key=f"k{amount}") for amount in amounts)
+    )
+    await asyncio.sleep(moment)
+    system.kill_everything()
+
+    await system.start()
+    views = [await system.settled(view["id"]) for view in accepted]
+    assert {view["state"] for view in views} == {"confirmed"}, f"killed after {moment:.3f} s"
+    assert await effects(system, first_block, amounts) == sorted(amounts), f"killed after {moment:.3f} s"
+    again = await system.transfer("default", RECEIVER, 3000, idempotency_key="k3000", status=200)
+    assert again["state"] == "confirmed"

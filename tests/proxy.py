@@ -1,0 +1,76 @@
+"""A proxy before a Neo node that stages faults: hold, drop, refuse. It speaks JSON-RPC over HTTP, no WebSocket."""
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+from aiohttp import web
+
+#: Decides by the method's name what happens to a request.
+type Rule = Callable[[str], bool]
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def sending(method: str) -> bool:
+    return method == "sendrawtransaction"
+
+
+class NodeProxy:
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.url = ""
+        #: Requests that are kept here and never reach the node.
+        self.hold: Rule = nothing
+        #: Requests that reach the node and whose answers are lost.
+        self.drop_answer: Rule = nothing
+        #: Connections that are cut at once.
+        self.refuse: Rule = nothing
+        self.held = 0
+        self.dropped = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession()
+        application = web.Application(client_max_size=10_000_000)
+        application.router.add_post("/", self._forward)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        assert self._runner is not None
+        assert self._session is not None
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        assert self._session is not None
+        body = await request.json()
+        method = body[0]["method"] if isinstance(body, list) else body["method"]
+        if self.refuse(method):
+            _cut(request)
+        if self.hold(method):
+            self.held += 1
+            await asyncio.sleep(3600)
+        async with self._session.post(self.target, json=body) as answer:
+            content = await answer.read()
+        if self.drop_answer(method):
+            self.dropped += 1
+            _cut(request)
+        return web.Response(body=content, content_type="application/json")
+
+
+def _cut(request: web.Request) -> None:
+    assert request.transport is not None
+    request.transport.abort()
+    raise web.HTTPServiceUnavailable

@@ -1,0 +1,128 @@
+"""Transactions through the API, checked at the node by raw JSON-RPC."""
+
+import asyncio
+
+from tests.system import RECEIVER, System
+
+
+async def test_a_transfer_is_confirmed_and_the_chain_agrees(system: System) -> None:
+    before = await system.gas_of(RECEIVER)
+    accepted = await system.transfer("default", RECEIVER, 12345)
+    assert accepted["state"] == "queued"
+    view = await system.settled(accepted["id"])
+    assert (view["state"], view["result"]["vmstate"]) == ("confirmed", "HALT")
+    assert await system.gas_of(RECEIVER) == before + 12345
+
+    on_chain = await system.rpc("getrawtransaction", view["txid"], 1)
+    block = await system.rpc("getblock", view["block"], 1)
+    assert view["txid"] in [transaction["hash"] for transaction in block["tx"]]
+    assert on_chain["validuntilblock"] == view["valid_until_block"]
+    assert on_chain["sysfee"] == str(round(float(view["system_fee"]) * 10**8))
+    events = (await system.get(f"/transactions/{view['id']}/events"))["items"]
+    assert [event["state"] for event in events] == ["queued", "signed", "sent", "confirmed"]
+    assert [event["number"] for event in events] == [1, 2, 3, 4]
+
+
+async def test_one_idempotency_key_by_100_clients_at_once_has_one_effect(system: System) -> None:
+    before = await system.gas_of(RECEIVER)
+    answers = await asyncio.gather(
+        *(system.transfer("default", RECEIVER, 777, idempotency_key="hundred", status=None) for _ in range(100))
+    )
+    assert len({answer["id"] for answer in answers}) == 1
+    assert (await system.settled(answers[0]["id"]))["state"] == "confirmed"
+    assert await system.gas_of(RECEIVER) == before + 777
+
+
+async def test_an_idempotency_key_with_another_body_is_409(system: System) -> None:
+    first = await system.transfer("default", RECEIVER, 1, idempotency_key="twice")
+    again = await system.transfer("default", RECEIVER, 1, idempotency_key="twice", status=200)
+    assert again["id"] == first["id"]
+    problem = await system.transfer("default", RECEIVER, 2, idempotency_key="twice", status=409)
+    assert problem["code"] == "idempotency_mismatch"
+
+
+async def test_a_function_sends_once_per_call_and_the_intent_names_its_execution(system: System) -> None:
+    source = """export default async (input, ctx) => {
+      const wallet = await ctx.neo.wallet();
+      const call = {contract: 'GasToken', method: 'transfer', args: [
+        {type: 'Hash160', value: wallet.address}, {type: 'Hash160', value: input.to},
+        {type: 'Integer', value: input.amount}, {type: 'Any', value: null}]};
+      return (await ctx.neo.send({calls: [call]})).id;
+    }"""
+    await system.request("PUT", "/functions/pays", {"source": source})
+    before = await system.gas_of(RECEIVER)
+    id, execution = await system.invoke("pays", {"to": RECEIVER, "amount": 31})
+    view = await system.settled(id)
+    assert (view["state"], view["execution"]) == ("confirmed", execution)
+    assert await system.gas_of(RECEIVER) == before + 31
+
+
+async def test_what_would_fault_is_refused_with_the_exception_and_stores_nothing(system: System) -> None:
+    newest = (await system.get("/transactions", limit=1))["items"]
+    for call, words in (
+        ({"contract": "GasToken", "method": "noSuchMethod"}, "method not found"),
+        ({"contract": "0x" + "11" * 20, "method": "symbol"}, "unknown contract"),
+        ({"contract": "PolicyContract", "method": "setFeePerByte", "args": [{"type": "Integer", "value": 1}]}, ""),
+    ):
+        problem = await system.post("/transactions", {"calls": [call]}, status=422)
+        assert problem["code"] == "simulation_faulted", problem
+        assert words in problem["exception"]
+    assert (await system.get("/transactions", limit=1))["items"] == newest
+
+
+async def test_malformed_calls_name_the_place(system: System) -> None:
+    good = {"type": "Hash160", "value": RECEIVER}
+    for call, code in (
+        ({"contract": "GasTokem", "method": "symbol"}, "bad_contract_hash"),
+        ({"contract": "0x12", "method": "symbol"}, "bad_contract_hash"),
+        (
+            {"contract": "GasToken", "method": "balanceOf", "args": [{"type": "Hash160", "value": "Nope"}]},
+            "bad_address",
+        ),
+        (
+            {"contract": "GasToken", "method": "balanceOf", "args": [{"type": "Integer", "value": "x"}]},
+            "bad_argument",
+        ),
+        ({"contract": "GasToken", "method": "balanceOf", "args": [good], "flags": 1}, "bad_call"),
+        ({"contract": "GasToken"}, "bad_method"),
+    ):
+        problem = await system.post("/transactions", {"calls": [call]}, status=422)
+        assert problem["code"] == code
+        assert "calls[0]" in problem["detail"]
+
+
+async def test_a_wallet_without_gas_is_refused_and_says_what_is_missing(system: System) -> None:
+    wallet = await system.post("/wallets", {"name": "empty"}, status=201)
+    assert wallet["gas"] == "0"
+    calls = [{"contract": "GasToken", "method": "symbol"}]
+    problem = await system.post("/transactions", {"wallet": "empty", "calls": calls}, status=422)
+    assert (problem["code"], problem["balance"]) == ("insufficient_gas", "0")
+    assert wallet["address"] in problem["detail"]
+
+
+async def test_gas_that_the_calls_move_must_be_there_beside_the_fees(system: System) -> None:
+    wallet = await system.post("/wallets", {"name": "exact"}, status=201)
+    funding = await system.transfer("default", wallet["address"], 10**8)
+    assert (await system.settled(funding["id"]))["state"] == "confirmed"
+    problem = await system.transfer("exact", RECEIVER, 10**8, status=422)
+    assert problem["code"] == "insufficient_gas"
+    assert float(problem["needed"]) > 1
+
+
+async def test_a_fee_above_the_cap_is_refused(system: System) -> None:
+    problem = await system.transfer("default", RECEIVER, 1, max_fee="0.001", status=422)
+    assert problem["code"] == "fee_above_cap"
+    assert float(problem["fee"]) > 0.001
+
+
+async def test_a_call_that_faults_in_its_block_is_faulted_with_its_exception(system: System) -> None:
+    """Two transfers of more than half the balance: both simulate well, one finds the GAS gone."""
+    wallet = await system.post("/wallets", {"name": "contended"}, status=201)
+    funding = await system.transfer("default", wallet["address"], 2 * 10**8)
+    await system.settled(funding["id"])
+    sent = await asyncio.gather(*(system.transfer("contended", RECEIVER, 120_000_000 + n) for n in range(2)))
+    views = [await system.settled(view["id"]) for view in sent]
+    assert sorted(view["state"] for view in views) == ["confirmed", "faulted"]
+    faulted = next(view for view in views if view["state"] == "faulted")
+    assert faulted["cause"]["code"] == "vm_fault"
+    assert "ASSERT" in faulted["result"]["exception"]
