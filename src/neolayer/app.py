@@ -5,26 +5,27 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from litestar import Litestar
 from litestar.types import ASGIApp
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from valkey.asyncio import Valkey
 
 from neolayer.accounts.routes import KeysController
 from neolayer.accounts.service import Accounts, ensure_tenant
 from neolayer.accounts.throttle import FailureThrottle
 from neolayer.api.health import HealthChecks
+from neolayer.api.metrics import RequestMetrics
 from neolayer.api.server import build_api
 from neolayer.chain.fees import Fees
 from neolayer.chain.read import Reader
 from neolayer.chain.routes import ChainController
 from neolayer.chain.rpc import RpcClient
+from neolayer.chain.seen import SeenBlocks
 from neolayer.core.errors import Unavailable
 from neolayer.core.settings import Settings
 from neolayer.db.leader import lead
@@ -41,13 +42,14 @@ from neolayer.functions.service import Functions
 from neolayer.observability.log import configure_logging
 from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
+from neolayer.transactions.model import State
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.pipeline import Pipeline
 from neolayer.transactions.pricing import Pricing
 from neolayer.transactions.routes import TransactionsController
 from neolayer.transactions.service import Transactions
 from neolayer.wallets.routes import WalletsController
-from neolayer.wallets.service import WalletExists, Wallets
+from neolayer.wallets.service import WalletNotFound, Wallets
 
 _log = logging.getLogger(__name__)
 DEFAULT_TENANT: Final = "default"
@@ -55,6 +57,13 @@ DEFAULT_WALLET: Final = "default"
 
 TRANSACTIONS: Final = Gauge("neolayer_transactions", "Transactions by state.", ["state"])
 POOL: Final = Gauge("neolayer_database_pool", "Counters of the connection pool, see psycopg_pool.", ["counter"])
+BACKGROUND_FAILURES: Final = Counter(
+    "neolayer_background_failures_total", "Background work that failed and was started again.", ["work"]
+)
+#: Before failed background work is started again; seconds.
+BACKGROUND_PAUSE_S: Final = 1.0
+#: A follower that is more blocks behind the node than this shows as down.
+FOLLOWER_LAG_BLOCKS: Final = 10
 CELLS: Final = Gauge("neolayer_enclave", "Counters of the enclave: cells, isolates, running calls, …", ["counter"])
 
 
@@ -113,7 +122,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             notices=notices,
             accounts=Accounts(database, FailureThrottle(valkey), notices),
             wallets=wallets,
-            secrets=Secrets(database, enclave),
+            secrets=Secrets(database, enclave, notices),
             pricing=pricing,
             transactions=Transactions(database, wallets, pricing),
         )
@@ -139,12 +148,24 @@ def health_checks(parts: Parts) -> HealthChecks:
             raise Unavailable(status.error)
         return {"node": status.url, "height": status.height, "network": (await parts.rpc.version()).network}
 
+    async def follower() -> dict[str, Any]:
+        version = await parts.rpc.version()
+        cursor = await SeenBlocks(parts.database, version.network).cursor()
+        height = await parts.rpc.block_count() - 1
+        behind = 0 if cursor is None else height - cursor.index
+        if behind > FOLLOWER_LAG_BLOCKS:
+            raise Unavailable(
+                f"{behind} blocks behind the node: no transaction is confirmed; is a worker running?"
+            )
+        return {"block": cursor.index if cursor else None, "behind": behind}
+
     async def valkey() -> dict[str, Any]:
         await parts.valkey.ping()
         return {}
 
     return HealthChecks(
-        required={"database": database, "enclave": enclave, "chain": chain}, optional={"valkey": valkey}
+        required={"database": database, "enclave": enclave, "chain": chain},
+        optional={"follower": follower, "valkey": valkey},
     )
 
 
@@ -157,7 +178,7 @@ class Api:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stack = AsyncExitStack()
-        self._litestar: Litestar | None = None
+        self._litestar: ASGIApp | None = None
         self._invoke: InvokeEndpoint | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -193,13 +214,18 @@ class Api:
             records,
             parts.notices,
         )
-        for work in (parts.notices.run(), parts.accounts.record_use(), records.run()):
-            await self._stack.enter_async_context(background(work))
+        for name, work in (
+            ("notices", parts.notices.run),
+            ("use of keys", parts.accounts.record_use),
+            ("execution records", records.run),
+        ):
+            await self._stack.enter_async_context(background(name, work))
 
         async def refresh_metrics() -> None:
             with contextlib.suppress(Unavailable):
-                for state, count in (await parts.transactions.count_by_state()).items():
-                    TRANSACTIONS.labels(state).set(count)
+                counts = await parts.transactions.count_by_state()
+                for state in get_args(State):
+                    TRANSACTIONS.labels(state).set(counts.get(state, 0))
             for counter, value in parts.database.stats().items():
                 POOL.labels(counter).set(value)
             with contextlib.suppress(Unavailable):
@@ -209,7 +235,7 @@ class Api:
 
         if self._settings.opt_raw_invoke:
             self._invoke = InvokeEndpoint(functions, parts.accounts)
-        self._litestar = build_api(
+        litestar = build_api(
             routes=[
                 KeysController,
                 SecretsController,
@@ -236,12 +262,23 @@ class Api:
             refresh_metrics=refresh_metrics,
             body_limit_bytes=self._settings.body_limit_bytes,
         )
+        self._litestar = RequestMetrics(litestar)
 
 
 @asynccontextmanager
-async def background(work: Any) -> AsyncIterator[None]:
-    """Run a coroutine beside the block; at the end it is cancelled and waited for."""
-    task = asyncio.create_task(work)
+async def background(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, again whenever it fails; at the end it is cancelled and waited for."""
+
+    async def run() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                BACKGROUND_FAILURES.labels(name).inc()
+                _log.exception("%s failed and is started again", name)
+                await asyncio.sleep(BACKGROUND_PAUSE_S)
+
+    task = asyncio.create_task(run())
     try:
         yield
     finally:
@@ -258,7 +295,7 @@ def create_api() -> ASGIApp:
 
 
 async def run_worker(settings: Settings) -> None:
-    """Prepare, send and confirm transactions until cancelled. Says ``{"ready": true}`` on stdout once it works."""
+    """Prepare, send and confirm transactions until cancelled. Says ``{"ready": true}`` once connected."""
     async with build_parts(settings) as parts:
         pipeline = Pipeline(
             parts.database,
@@ -297,9 +334,10 @@ async def prepare(settings: Settings, *, need_key: bool) -> Prepared:
     await migrate(settings.database_url)
     async with build_parts(settings) as parts:
         tenant_id = await ensure_tenant(parts.database, DEFAULT_TENANT)
-        key = await parts.accounts.create_key(tenant_id, "first") if need_key else None
         try:
-            wallet = await parts.wallets.create(tenant_id, DEFAULT_WALLET)
-        except WalletExists:
             wallet = await parts.wallets.find(tenant_id, DEFAULT_WALLET)
+        except WalletNotFound:
+            wallet = await parts.wallets.create(tenant_id, DEFAULT_WALLET)
+        # Last, so that a failure before it leaves no key that nobody has seen.
+        key = await parts.accounts.create_key(tenant_id, "first") if need_key else None
         return Prepared(api_key=key.key if key else None, wallet_address=wallet.address)

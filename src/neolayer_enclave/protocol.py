@@ -20,6 +20,8 @@ from typing import Final
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
+#: What the hash of `Evidence` begins with.
+ATTESTATION_DOMAIN: Final = b"neolayer/attestation/1"
 #: A peer that announces a longer frame is broken or hostile; the connection is closed.
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER: Final = struct.Struct("<IBI")
@@ -94,7 +96,7 @@ class Attest(Message, frozen=True, tag="attest"):
 
 class Evidence(Message, frozen=True):
     provider: str
-    #: SHA-512(domain ‖ nonce ‖ encryption_key ‖ signing_key ‖ measurement), 64 bytes.
+    #: SHA-512(`ATTESTATION_DOMAIN` ‖ nonce ‖ encryption_key ‖ signing_key ‖ measurement), 64 bytes.
     report_data: bytes
     signing_key: bytes
     encryption_key: bytes
@@ -236,15 +238,13 @@ class Statistics(Message, frozen=True):
     cells_crashed: int
 
 
-type Request = (
-    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
-)
+type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
 
 
 class HostCall(Message, frozen=True):
     #: Frame id of the `Invoke` on whose behalf the call is made.
     request: int
-    #: ``neo.read`` or ``neo.send``.
+    #: ``neo.read``, ``neo.wallet`` or ``neo.send``.
     name: str
     #: JSON text of the single argument.
     argument: bytes

@@ -25,37 +25,37 @@ def dump(url: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def test_replaying_all_migrations_gives_the_recorded_schema(empty_database_url: str) -> None:
+async def test_replaying_all_migrations_gives_the_recorded_schema(database_url: str) -> None:
     """After a new migration renew it with: pytest tests/db --update-schema."""
-    await migrate(empty_database_url)
-    assert dump(empty_database_url) == SCHEMA.read_text()
+    await migrate(database_url)
+    assert dump(database_url) == SCHEMA.read_text()
 
 
-async def test_a_second_run_applies_nothing(empty_database_url: str) -> None:
-    assert await migrate(empty_database_url) == migrations()
-    assert await migrate(empty_database_url) == []
+async def test_a_second_run_applies_nothing(database_url: str) -> None:
+    assert await migrate(database_url) == migrations()
+    assert await migrate(database_url) == []
 
 
-async def test_a_changed_migration_is_refused(empty_database_url: str) -> None:
-    await migrate(empty_database_url)
-    async with await psycopg.AsyncConnection.connect(empty_database_url) as connection:
+async def test_a_changed_migration_is_refused(database_url: str) -> None:
+    await migrate(database_url)
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute("UPDATE schema_migrations SET checksum = 'x' WHERE number = 1")
     with pytest.raises(MigrationError, match="was changed"):
-        await migrate(empty_database_url)
+        await migrate(database_url)
 
 
-async def test_a_database_of_a_newer_version_is_refused(empty_database_url: str) -> None:
-    await migrate(empty_database_url)
-    async with await psycopg.AsyncConnection.connect(empty_database_url) as connection:
+async def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+    await migrate(database_url)
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute("INSERT INTO schema_migrations VALUES (9999, 'future', 'x')")
     with pytest.raises(MigrationError, match="upgrade neolayer"):
-        await migrate(empty_database_url)
+        await migrate(database_url)
 
 
-async def test_a_failing_migration_leaves_nothing_half_done(empty_database_url: str) -> None:
+async def test_a_failing_migration_leaves_nothing_half_done(database_url: str) -> None:
     broken = [Migration(1, "broken", b"CREATE TABLE half (id int); SELECT 1 / 0;")]
     with pytest.raises(MigrationError, match="0001_broken"):
-        await migrate(empty_database_url, broken)
-    async with await psycopg.AsyncConnection.connect(empty_database_url) as connection:
+        await migrate(database_url, broken)
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
         row = await (await connection.execute("SELECT to_regclass('half')")).fetchone()
         assert row == (None,)

@@ -55,7 +55,7 @@ class NewApiKey(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     principal: Principal
     until: float
@@ -69,7 +69,8 @@ class Accounts:
         self._throttle = throttle
         self._known: dict[bytes, _Known] = {}
         self._used: set[UUID] = set()
-        notices.on("keys", lambda _: self._known.clear())
+        self._generation = 0
+        notices.on("keys", self._forget)
 
     async def create_key(self, tenant_id: UUID, name: str) -> NewApiKey:
         return await create_key(self._database, tenant_id, name)
@@ -92,7 +93,7 @@ class Accounts:
             if row is None:
                 raise NotFound(f"no API key {key_id}")
             await notify(connection, "keys")
-        self._known.clear()
+        self._forget()
         return ApiKey(*row)
 
     async def authenticate(self, key: bytes, client: str) -> Principal:
@@ -101,19 +102,32 @@ class Accounts:
         if known is not None and known.until > time.monotonic():
             self._used.add(known.principal.key_id)
             return known.principal
-        await self._throttle.check(client)
+        if known is None:
+            # A key that was good before is looked up whatever strangers at the same address do.
+            await self._throttle.check(client)
+        generation = self._generation
         row = None
         if key.startswith(PREFIX.encode()):
             row = await self._database.fetch_one(_SQL["key_by_hash"], {"hash": digest})
         if row is None:
+            self._known.pop(digest, None)
             await self._throttle.record_failure(client)
             raise Unauthenticated("this API key is unknown or was revoked")
         principal = Principal(tenant_id=row[0], key_id=row[1])
-        if len(self._known) >= CACHE_KEYS:
-            self._known.clear()
-        self._known[digest] = _Known(principal, time.monotonic() + CACHE_S)
+        if generation == self._generation:
+            # Otherwise a key was revoked while we looked; it may have been this one.
+            if len(self._known) >= CACHE_KEYS:
+                self._known.clear()
+            self._known[digest] = _Known(principal, time.monotonic() + CACHE_S)
         self._used.add(principal.key_id)
         return principal
+
+    def _forget(self, _: str = "") -> None:
+        """Have every key looked up anew."""
+        self._generation += 1
+        now = time.monotonic()
+        for known in self._known.values():
+            known.until = min(known.until, now)
 
     async def record_use(self) -> None:
         """Write `last_used_at` of keys used since the last time, until cancelled."""

@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from litestar import Response, get
-from litestar.enums import ScopeType
-from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import REGISTRY, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -22,12 +20,13 @@ REQUESTS: Final = Histogram(
 type Refresh = Callable[[], Awaitable[None]]
 
 
-class RequestMetrics(ASGIMiddleware):
-    """Times every request by its route template, so that ids do not become labels."""
+class RequestMetrics:
+    """Times every request by its route template, so that ids do not become labels; also those without a route."""
 
-    scopes = (ScopeType.HTTP,)
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         status = 500
 
@@ -38,7 +37,7 @@ class RequestMetrics(ASGIMiddleware):
             await send(message)
 
         try:
-            await next_app(scope, receive, watch)
+            await self._app(scope, receive, watch)
         finally:
             route = scope.get("path_template") or "unmatched"
             REQUESTS.labels(scope.get("method"), route, status).observe(time.perf_counter() - start)

@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from neolayer.core.errors import ServiceError
+from neolayer.core.errors import MalformedJson, ServiceError
 
 _log = logging.getLogger(__name__)
 _PROBLEM = "application/problem+json"
@@ -101,8 +101,15 @@ def unexpected_error_handler(request: Request[Any, Any, Any], error: Exception) 
     return Response(problem(ServiceError()), status_code=500, media_type=_PROBLEM)
 
 
+def unreadable_body_handler(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else "not UTF-8"
+    return service_error_handler(request, MalformedJson(f"the body is {reason}"))
+
+
 EXCEPTION_HANDLERS: dict[int | type[Exception], Any] = {
     ServiceError: service_error_handler,
+    RecursionError: unreadable_body_handler,
+    UnicodeDecodeError: unreadable_body_handler,
     HTTPException: http_exception_handler,
     Exception: unexpected_error_handler,
 }

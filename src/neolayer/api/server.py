@@ -1,7 +1,6 @@
 """The HTTP application: routes of the rooms, plus what every route shares."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from litestar import Litestar, Request
@@ -15,7 +14,7 @@ from litestar.types import ControllerRouterHandler
 from neolayer import __version__
 from neolayer.api.auth import Authenticator, AuthMiddleware
 from neolayer.api.health import HealthChecks, live, ready
-from neolayer.api.metrics import Refresh, RequestMetrics, metrics
+from neolayer.api.metrics import Refresh, metrics
 from neolayer.api.problems import EXCEPTION_HANDLERS
 from neolayer.core.types import Principal
 
@@ -32,7 +31,6 @@ def build_api(
     checks: HealthChecks,
     refresh_metrics: Refresh,
     body_limit_bytes: int,
-    lifespan: AbstractAsyncContextManager[None] | None = None,
 ) -> Litestar:
     """Join the rooms' routes. ``services`` are injected into handlers by parameter name."""
 
@@ -49,10 +47,9 @@ def build_api(
         AppConfig(
             route_handlers=[*routes, live, ready, metrics],
             dependencies=dependencies,
-            middleware=[RequestMetrics(), AuthMiddleware(authenticator)],
+            middleware=[AuthMiddleware(authenticator)],
             exception_handlers=EXCEPTION_HANDLERS,
             request_max_body_size=body_limit_bytes,
-            lifespan=[lifespan] if lifespan else [],
             openapi_config=OpenAPIConfig(
                 title="Neo N3 Service Layer",
                 version=__version__,

@@ -193,7 +193,11 @@ class BlockFollower:
             cursor = await self._reconcile(self.height)
             if self.height <= cursor.index:
                 return
-            for block in await self._rpc.get_blocks(cursor.index + 1, min(BATCH, self.height - cursor.index)):
+            blocks = await self._rpc.get_blocks(cursor.index + 1, min(BATCH, self.height - cursor.index))
+            if not blocks:
+                # Another node answered than the one that told the height.
+                raise NodeUnavailable(f"{self._rpc.url} has no block {cursor.index + 1} yet")
+            for block in blocks:
                 if self._cursor is None or block.previous != self._cursor.hash:
                     break  # another chain since we asked: reconcile again
                 await self._process(block)

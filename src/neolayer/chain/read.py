@@ -11,6 +11,12 @@ from neolayer.core.errors import InvalidRequest, MalformedJson
 from neolayer.core.types import gas_text
 
 
+class ResultTooDeep(InvalidRequest):
+    """The contract's result is nested too deeply to be shown."""
+
+    code = "result_too_deep"
+
+
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One call in Neo's parameter JSON."""
 
@@ -42,7 +48,7 @@ class Reader:
             decoded = _decode(request)
         except msgspec.ValidationError as error:
             raise InvalidRequest(str(error)) from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise MalformedJson(str(error)) from None
         return await self.read(decoded)
 
@@ -59,7 +65,10 @@ class Reader:
             raise ExecutionFaulted(
                 f"{request.method} ended in FAULT: {result.exception}", exception=result.exception
             )
-        value = plain(result.stack[0]) if result.stack else None
+        try:
+            value = plain(result.stack[0]) if result.stack else None
+        except RecursionError:
+            raise ResultTooDeep from None
         return ReadResult(value, result.stack, gas_text(result.gas_consumed))
 
 

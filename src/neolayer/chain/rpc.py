@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -124,6 +125,9 @@ class SendOutcome(msgspec.Struct, frozen=True):
     kind: SendKind
     node_code: int | None = None
     message: str = ""
+    #: Another attempt, whose answer was lost, may have got it into a node's pool before: then a refusal
+    #: does not prove that it will not be included.
+    ambiguous: bool = False
 
 
 _SEND_KINDS: Final[dict[int, SendKind]] = {
@@ -203,7 +207,7 @@ class RpcClient:
             NodeUnavailable: no node answered.
             WrongNetwork: no node answered but of another network.
         """
-        reply = await self._ask({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+        reply, _ = await self._ask({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         return _result(reply)
 
     async def batch(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
@@ -220,7 +224,8 @@ class RpcClient:
                 {"jsonrpc": "2.0", "id": index, "method": method, "params": params}
                 for index, (method, params) in enumerate(calls[start : start + MAX_BATCH])
             ]
-            replies = {reply.get("id"): reply for reply in await self._ask(requests)}
+            answer, _ = await self._ask(requests)
+            replies = {reply.get("id"): reply for reply in answer}
             for request in requests:
                 try:
                     results.append(_result(replies[request["id"]]))
@@ -228,38 +233,43 @@ class RpcClient:
                     results.append(error)
         return results
 
-    async def _ask(self, request: dict[str, Any] | list[dict[str, Any]]) -> Any:
+    async def _ask(self, request: dict[str, Any] | list[dict[str, Any]]) -> tuple[Any, bool]:
+        """The reply, and whether an earlier attempt may have reached a node before it failed."""
         body = msgspec.json.encode(request)
         failures: list[str] = []
         strangers = 0
+        maybe_reached = False
         first = self._current
         for step in range(len(self.urls)):
             position = (first + step) % len(self.urls)
             url = self.urls[position]
+            posted = False
             try:
                 await self._check(url)
-                reply = await self._post(url, body, request)
+                posted = True
+                reply, repeated = await self._post(url, body, request)
             except WrongNetwork as error:
                 strangers += 1
                 failures.append(error.detail)
                 continue
             except _NodeFailed as failure:
+                maybe_reached |= posted
                 self._versions.pop(url, None)
                 failures.append(f"{url}: {failure}")
                 continue
             if position != first and self._current == first:
                 log.warning("left Neo node %s for %s: %s", self.urls[first], url, "; ".join(failures))
             self._current = position
-            return reply
+            return reply, maybe_reached or repeated
         if strangers == len(self.urls):
             raise WrongNetwork("; ".join(failures))
         raise NodeUnavailable("; ".join(failures))
 
-    async def _check(self, url: str) -> None:
-        if url in self._versions:
-            return
+    async def _check(self, url: str) -> Version:
+        if (known := self._versions.get(url)) is not None:
+            return known
         request = {"jsonrpc": "2.0", "id": 1, "method": "getversion", "params": []}
-        reply = await self._post(url, msgspec.json.encode(request), request)
+        reply, _ = await self._post(url, msgspec.json.encode(request), request)
         try:
             version = Version.from_json(_result(reply))
         except (RpcError, KeyError, TypeError) as error:
@@ -269,22 +279,28 @@ class RpcClient:
         if version.network != self._network:
             raise WrongNetwork(f"{url}: network {version.network}, expected {self._network}")
         self._versions[url] = version
+        return version
 
-    async def _post(self, url: str, body: bytes, request: dict[str, Any] | list[dict[str, Any]]) -> Any:
+    async def _post(
+        self, url: str, body: bytes, request: dict[str, Any] | list[dict[str, Any]]
+    ) -> tuple[Any, bool]:
+        """The reply, and whether the request was sent twice."""
+        repeated = False
         try:
             try:
                 status, content = await self._exchange(url, body)
             except aiohttp.ServerDisconnectedError:
                 # A kept connection that the node closed as idle just now. All our calls may be repeated.
+                repeated = True
                 status, content = await self._exchange(url, body)
             if status >= 500 or status == 429:
                 raise _NodeFailed(f"HTTP {status}")
-            reply = msgspec.json.decode(content)
+            reply = _decode(content)
         except TimeoutError:
             raise _NodeFailed(f"no answer within {self._timeout.total} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _NodeFailed(str(error) or type(error).__name__) from None
-        except msgspec.DecodeError:
+        except ValueError:
             raise _NodeFailed("the reply is not JSON") from None
         if isinstance(request, list):
             ids = (
@@ -294,7 +310,7 @@ class RpcClient:
                 raise _NodeFailed("the reply is not one of a JSON-RPC batch")
         elif not isinstance(reply, dict) or not ("result" in reply or isinstance(reply.get("error"), dict)):
             raise _NodeFailed("the reply is not JSON-RPC")
-        return reply
+        return reply, repeated
 
     async def _exchange(self, url: str, body: bytes) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"}
@@ -306,8 +322,7 @@ class RpcClient:
     async def version(self) -> Version:
         """Of the node in use; cached until that node fails."""
         if (version := self._versions.get(self.url)) is None:
-            await self.call("getversion")
-            version = self._versions[self.url]
+            version = Version.from_json(await self.call("getversion"))
         return version
 
     async def block_count(self) -> int:
@@ -344,14 +359,17 @@ class RpcClient:
         Raises:
             NodeUnavailable: ambiguous, a node may have taken it.
         """
+        params = [base64.b64encode(data).decode()]
+        request = {"jsonrpc": "2.0", "id": 1, "method": "sendrawtransaction", "params": params}
+        reply, ambiguous = await self._ask(request)
         try:
-            await self.call("sendrawtransaction", [base64.b64encode(data).decode()])
+            _result(reply)
         except RpcError as error:
             kind = _SEND_KINDS.get(error.node_code)
             if kind is None:
                 # An internal error, a missing method: the node said nothing about the transaction.
                 raise NodeUnavailable(f"{self.url}: sendrawtransaction: {error.detail}") from None
-            return SendOutcome(kind, error.node_code, error.detail)
+            return SendOutcome(kind, error.node_code, error.detail, ambiguous)
         return SendOutcome("accepted")
 
     async def calculate_network_fee(self, data: bytes) -> int:
@@ -430,6 +448,14 @@ class RpcClient:
 
 class _NodeFailed(Exception):
     """This node gave no usable answer; another may."""
+
+
+def _decode(content: bytes) -> Any:
+    """JSON as nodes write it: contracts put lone surrogates into it, which only the slower decoder takes."""
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return json.loads(content)
 
 
 def _result(reply: dict[str, Any]) -> Any:

@@ -35,7 +35,8 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], *
     """``columns``: member of a row → heading. ``empty`` says what to do when there are no rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in columns.values():
-        table.add_column(heading, overflow="fold")
+        # What people copy must stay in one piece.
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("ID", "ADDRESS", "CREATED"))
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
     if table.row_count:

@@ -1,7 +1,7 @@
 """Value types that several rooms share."""
 
+import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Final, Self
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from neolayer.core.errors import InvalidRequest
 
 #: 1 GAS = 10⁸ datoshi (GasToken, 8 decimals).
 DATOSHI_PER_GAS: Final = 100_000_000
+_GAS: Final = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,8}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,14 @@ def gas_parse(text: str) -> int:
     """A decimal GAS string as datoshi.
 
     Raises:
-        InvalidRequest: not a decimal, negative, or finer than 8 decimals.
+        InvalidRequest: not a plain decimal of at most 8 decimals, or negative.
     """
-    try:
-        datoshi = Decimal(text) * DATOSHI_PER_GAS
-    except InvalidOperation:
-        raise InvalidRequest(f"{text!r} is not a GAS amount: expected a decimal like '1.5'") from None
-    if not datoshi.is_finite() or datoshi < 0 or datoshi != int(datoshi) or datoshi >= 2**63:
-        raise InvalidRequest(f"{text!r} is not a GAS amount: non-negative, at most 8 decimals")
-    return int(datoshi)
+    match = _GAS.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(
+            f"{text[:40]!r} is not a GAS amount: expected a decimal like '1.5', at most 8 decimals"
+        )
+    return int(match[1]) * DATOSHI_PER_GAS + int((match[2] or "").ljust(8, "0"))
 
 
 @dataclass(frozen=True, slots=True)

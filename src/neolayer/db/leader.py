@@ -1,8 +1,8 @@
 """One leader among the processes of a deployment, by a session lock in PostgreSQL.
 
-The lock goes with the connection: a leader that is killed is followed by another within about
-`POLL_S` + `BEAT_S`. A leader that is cut off may go on for `BEAT_S`, so what it writes must be safe against a
-second writer anyway.
+The lock goes with the connection: a leader that is killed is followed by another within about `POLL_S`. A leader
+that is cut off from the database may go on for `BEAT_S` + `BEAT_TIMEOUT_S`, so what it writes must be safe against
+a second writer anyway.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import psycopg
 
 POLL_S: Final = 1.0
 BEAT_S: Final = 1.0
+BEAT_TIMEOUT_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,5 +49,5 @@ async def _acquire(connection: psycopg.AsyncConnection[tuple[object, ...]], name
 async def _beat(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
     while True:
         await asyncio.sleep(BEAT_S)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BEAT_TIMEOUT_S):
             await connection.execute("SELECT 1")

@@ -39,6 +39,11 @@ class NoticeListener:
         """``handler`` must not block: it drops a cache entry or sets an event."""
         self._handlers.setdefault(topic, []).append(handler)
 
+    def dispatch(self, topic: str, payload: str) -> None:
+        """Call the handlers of this process at once: its own changes must not wait for the way round."""
+        for handler in self._handlers.get(topic, ()):
+            handler(payload)
+
     async def run(self) -> None:
         """Listen until cancelled; reconnects by itself."""
         delay_s = 0.1
@@ -49,9 +54,7 @@ class NoticeListener:
                     self._reset()
                     delay_s = 0.1
                     async for notice in connection.notifies():
-                        topic, _, payload = notice.payload.partition(" ")
-                        for handler in self._handlers.get(topic, ()):
-                            handler(payload)
+                        self.dispatch(*notice.payload.split(" ", 1))
             except psycopg.OperationalError as error:
                 _log.warning("listening for notices: %s", str(error).strip())
             self._reset()

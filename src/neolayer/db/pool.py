@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from neolayer.core.errors import Unavailable
+from neolayer.core.errors import InvalidRequest, Unavailable
+
+#: A statement that takes longer is not one of ours but a stuck server.
+STATEMENT_TIMEOUT_MS: Final = 30_000
 
 type Connection = AsyncConnection[TupleRow]
 
@@ -25,15 +28,17 @@ class Database:
 
     def __init__(self, url: str, *, max_size: int = 16, timeout_s: float = 10.0) -> None:
         self.url = url
+        self._timeout_s = timeout_s
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=max_size,
             timeout=timeout_s,
+            check=AsyncConnectionPool.check_connection,
             max_idle=300,
             max_lifetime=3600,
             open=False,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"},
             name="neolayer",
         )
 
@@ -44,7 +49,7 @@ class Database:
             DatabaseUnavailable: no connection within the pool's timeout.
         """
         try:
-            await self.pool.open(wait=True)
+            await self.pool.open(wait=True, timeout=self._timeout_s)
         except PoolTimeout as error:
             await self.pool.close()
             raise DatabaseUnavailable(f"no connection to the database: {error}") from error
@@ -63,7 +68,10 @@ class Database:
             async with self.pool.connection() as connection:
                 yield connection
         except (PoolTimeout, psycopg.OperationalError) as error:
-            raise DatabaseUnavailable(f"database: {error}") from error
+            raise DatabaseUnavailable(f"database: {str(error).strip()}") from error
+        except psycopg.DataError as error:
+            # U+0000 in text, numbers out of range: only what came from outside can be like that.
+            raise InvalidRequest(f"the database cannot hold this: {str(error).strip()}") from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

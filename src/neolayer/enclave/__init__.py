@@ -1,18 +1,20 @@
 """The untrusted side of the enclave: its client, and the protocol's types for the rooms above."""
 
 from neolayer.enclave.client import Enclave, EnclaveClient, HostFunction
-from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable
-from neolayer_enclave.protocol import Evidence, Limits, Load, Result, SealedSecret
+from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
+from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, Result, SealedSecret
 
 __all__ = [
     "Enclave",
     "EnclaveClient",
     "EnclaveRefused",
     "EnclaveUnavailable",
+    "ErrorInfo",
     "Evidence",
     "HostFunction",
     "Limits",
     "Load",
+    "OutcomeUnknown",
     "Result",
     "SealedSecret",
 ]

@@ -4,18 +4,26 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
-from neolayer.core.errors import ServiceError
-from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable
+from neolayer.core.errors import InvalidRequest, ServiceError
+from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
 from neolayer_enclave import protocol
 from neolayer_enclave.protocol import Kind
 
 _log = logging.getLogger(__name__)
 _encode_request = msgspec.msgpack.Encoder().encode
 _LENGTH_BYTES: Final = 4
+#: An enclave that takes longer for anything but a call of a function counts as stuck; seconds.
+REQUEST_TIMEOUT_S: Final = 15.0
+#: A call's own limit is kept by the enclave; this much later it counts as stuck: start of a cell, queue; seconds.
+INVOKE_SLACK_S: Final = 10.0
+
+_MAX_BODY_BYTES: Final = protocol.MAX_FRAME_BYTES - protocol.HEADER_AFTER_LENGTH
+#: Largest answer to a running function.
+MAX_HOST_RESULT_BYTES: Final = 1_000_000
 
 _decode_failure = msgspec.msgpack.Decoder(protocol.Failure).decode
 _decode_host_call = msgspec.msgpack.Decoder(protocol.HostCall).decode
@@ -38,7 +46,7 @@ class Enclave(Protocol):
     async def check(self, tenant: str, source: str) -> bytes: ...
     async def load(self, bundle: protocol.Load) -> None: ...
     async def invoke(
-        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction
+        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
     ) -> protocol.Result: ...
     async def stats(self) -> protocol.Statistics: ...
 
@@ -86,18 +94,25 @@ class EnclaveClient:
         await self._call(bundle, protocol.Loaded)
 
     async def invoke(
-        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction
+        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
     ) -> protocol.Result:
         """Run a bundle. ``host`` serves the function's calls back, many at a time.
 
         Raises:
             EnclaveRefused: code ``not_loaded`` asks for `load` first.
+            EnclaveUnavailable: it was not started.
+            OutcomeUnknown: the enclave was lost while it ran.
         """
         connection = self._connection
         if connection is None or not connection.open:
             connection = await self._connect()
-        body = await connection.request(protocol.Invoke(tenant, bundle, execution, input), host)
-        return _decode_result(body)
+        request = protocol.Invoke(tenant, bundle, execution, input)
+        try:
+            return _decode_result(
+                await connection.request(request, host, timeout_s=timeout_ms / 1000 + INVOKE_SLACK_S)
+            )
+        except EnclaveUnavailable as error:
+            raise OutcomeUnknown from error
 
     async def stats(self) -> protocol.Statistics:
         return await self._call(protocol.Stats(), protocol.Statistics)
@@ -106,7 +121,8 @@ class EnclaveClient:
         connection = self._connection
         if connection is None or not connection.open:
             connection = await self._connect()
-        return msgspec.msgpack.decode(await connection.request(request, None), type=reply)
+        body = await connection.request(request, None, timeout_s=REQUEST_TIMEOUT_S)
+        return msgspec.msgpack.decode(body, type=reply)
 
     async def _connect(self) -> "_Connection":
         async with self._connecting:
@@ -133,8 +149,8 @@ class _Connection(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclass of asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
         self.open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,17 +165,27 @@ class _Connection(asyncio.Protocol):
         if self._transport:
             self._transport.close()
 
-    async def request(self, message: protocol.Message, host: HostFunction | None) -> bytes:
-        if not self.open or self._transport is None:
-            raise EnclaveUnavailable
+    async def request(self, message: protocol.Message, host: HostFunction | None, *, timeout_s: float) -> bytes:
+        """
+        Raises:
+            InvalidRequest: more than a frame holds.
+            EnclaveUnavailable: the connection was lost, or no answer came in time.
+        """
+        assert self._transport is not None
+        encoded = _encode_request(message)
+        if len(encoded) > _MAX_BODY_BYTES:
+            raise InvalidRequest(f"the enclave takes at most {_MAX_BODY_BYTES} bytes at a time")
         self._next_id = id = (self._next_id + 1) & 0xFFFF_FFFF
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[id] = future
         if host is not None:
             self._hosts[id] = host
         try:
-            self._transport.write(protocol.frame(Kind.REQUEST, id, _encode_request(message)))
-            return await future
+            self._transport.write(protocol.frame(Kind.REQUEST, id, encoded))
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise EnclaveUnavailable(f"the enclave gave no answer within {timeout_s:g} s") from None
         finally:
             del self._waiting[id]
             self._hosts.pop(id, None)
@@ -171,7 +197,7 @@ class _Connection(asyncio.Protocol):
         header = protocol.HEADER
         while end - start >= header.size:
             length, kind, id = header.unpack_from(buffer, start)
-            if length > protocol.MAX_FRAME_BYTES:
+            if not protocol.HEADER_AFTER_LENGTH <= length <= protocol.MAX_FRAME_BYTES:
                 _log.error("the enclave announced a frame of %d bytes", length)
                 self.close()
                 return
@@ -199,16 +225,23 @@ class _Connection(asyncio.Protocol):
             future.set_exception(_refusal(_decode_failure(body)))
 
     async def _serve(self, id: int, call: protocol.HostCall, host: HostFunction | None) -> None:
-        kind, body = Kind.HOST_ERROR, b""
         try:
             if host is None:
                 raise EnclaveUnavailable("the call that asks is no longer running")
             kind, body = Kind.HOST_RESULT, await host(call.name, call.argument)
+            if len(body) > MAX_HOST_RESULT_BYTES:
+                raise InvalidRequest(
+                    f"the answer has {len(body)} bytes, a function can take {MAX_HOST_RESULT_BYTES}"
+                )
         except ServiceError as error:
-            body = protocol.encode(protocol.Failure(error.code, error.detail, error.retryable))
+            kind, body = (
+                Kind.HOST_ERROR,
+                protocol.encode(protocol.Failure(error.code, error.detail, error.retryable)),
+            )
         except Exception:
             _log.exception("serving %s for a function", call.name)
-            body = protocol.encode(protocol.Failure("internal_error", "the service failed to serve this call"))
+            failure = protocol.Failure("internal_error", "the service failed to serve this call")
+            kind, body = Kind.HOST_ERROR, protocol.encode(failure)
         if self.open and self._transport:
             self._transport.write(protocol.frame(kind, id, body))
 

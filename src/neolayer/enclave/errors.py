@@ -11,6 +11,13 @@ class EnclaveUnavailable(Unavailable):
     code = "enclave_unavailable"
 
 
+class OutcomeUnknown(ServiceError):
+    """The enclave was lost while the function ran: whether it had effects is unknown, repeating is not safe."""
+
+    code = "outcome_unknown"
+    status = 502
+
+
 class EnclaveRefused(ServiceError):
     """The enclave refused the request. ``code`` is the enclave's own."""
 

@@ -1,7 +1,6 @@
 """``/api/v1/attestation``."""
 
 import base64
-import binascii
 from typing import Annotated, Literal
 
 import msgspec
@@ -9,7 +8,7 @@ from litestar import Controller, get
 from litestar.params import Parameter
 
 from neolayer.core.errors import InvalidRequest
-from neolayer.enclave.client import Enclave
+from neolayer.enclave.client import EnclaveClient
 
 #: As much as the hardware providers' report data leaves room to hash.
 MAX_NONCE_BYTES = 64
@@ -43,12 +42,12 @@ class AttestationController(Controller):
     @get(summary="Evidence with the caller's nonce bound in")
     async def attest(
         self,
-        enclave: Enclave,
+        enclave: EnclaveClient,
         nonce: Annotated[str, Parameter(description="Up to 64 fresh random bytes, base64.")] = "",
     ) -> Attestation:
         try:
             raw = base64.b64decode(nonce.replace("-", "+").replace("_", "/"), validate=True)
-        except binascii.Error:
+        except ValueError:
             raise InvalidRequest("nonce is not base64") from None
         if len(raw) > MAX_NONCE_BYTES:
             raise InvalidRequest(f"nonce has {len(raw)} bytes, at most {MAX_NONCE_BYTES} are taken")

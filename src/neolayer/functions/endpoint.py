@@ -52,6 +52,8 @@ class InvokeEndpoint:
         except ServiceError as error:
             await _send_problem(send, error)
             REQUESTS.labels("POST", _ROUTE, error.status).observe(time.perf_counter() - start)
+        except _ClientGone:
+            return
         except Exception:
             _log.exception("POST %s failed", scope["path"])
             await _send_problem(send, ServiceError())
@@ -72,18 +74,27 @@ def check_input(body: bytes) -> bytes:
             _check_json(body)
             if not body.isascii():
                 body.decode()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MalformedJson(f"the input is not JSON: {error}") from None
     return body
 
 
+class _ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
 async def _read(receive: Receive) -> bytes:
     message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _ClientGone
     body: bytes = message.get("body", b"")  # type: ignore[assignment]
     if message.get("more_body"):
         chunks, size = [body], len(body)
         while message.get("more_body") and size <= MAX_INPUT_BYTES:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                # Half a body may be JSON, too: it must not run.
+                raise _ClientGone
             chunks.append(message.get("body", b""))  # type: ignore[arg-type]
             size += len(chunks[-1])
         body = b"".join(chunks)

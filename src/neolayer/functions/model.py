@@ -9,11 +9,12 @@ import msgspec
 
 from neolayer.enclave import Limits, SealedSecret
 
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
-SecretName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
+SecretName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}(?!\n)$")]
 #: `api.example.com`, `*.example.com`, either with `:port`; `http://…` where plain HTTP is meant.
 HostPattern = Annotated[
-    str, msgspec.Meta(pattern=r"^(https?://)?(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?$")
+    str,
+    msgspec.Meta(pattern=r"^(https?://)?(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?(?!\n)$"),
 ]
 MAX_SOURCE_BYTES = 1_000_000
 
@@ -68,7 +69,7 @@ class Bundle:
 
 
 class ExecutionRecord(msgspec.Struct, frozen=True):
-    """A row of ``executions``, written as JSON in batches."""
+    """A row of ``executions``; fields as its columns."""
 
     tenant_id: UUID
     id: UUID
@@ -76,9 +77,10 @@ class ExecutionRecord(msgspec.Struct, frozen=True):
     function: str
     version: int
     status: Literal["succeeded", "failed"]
+    #: JSON text, like the next two.
     output: str | None
-    error: dict[str, Any] | None
-    logs: msgspec.Raw
+    error: str | None
+    logs: str | None
     cold: bool
     wall_us: int
     cpu_us: int

@@ -22,7 +22,7 @@ JOIN function_versions v ON (v.tenant_id, v.function_id, v.number) = (f.tenant_i
 WHERE f.tenant_id = %(tenant_id)s AND f.name = %(name)s AND f.deleted_at IS NULL
 
 -- name: list
-SELECT f.id, f.name, f.version, v.source, v.code_hash, v.timeout_ms, v.cpu_ms, v.memory_mb, v.secrets, v.egress,
+SELECT f.id, f.name, f.version, NULL, v.code_hash, v.timeout_ms, v.cpu_ms, v.memory_mb, v.secrets, v.egress,
        f.created_at, f.updated_at
 FROM functions f
 JOIN function_versions v ON (v.tenant_id, v.function_id, v.number) = (f.tenant_id, f.id, f.version)
@@ -36,12 +36,11 @@ WHERE tenant_id = %(tenant_id)s AND name = %(name)s AND deleted_at IS NULL
 -- name: insert_executions
 INSERT INTO executions (tenant_id, id, function_id, function, version, status, output, error, logs, cold,
                         wall_us, cpu_us, heap_bytes, fetches, created_at)
-SELECT tenant_id, id, function_id, function, version, status, output, error, logs, cold,
-       wall_us, cpu_us, heap_bytes, fetches, created_at
-FROM json_to_recordset(%(records)s::json)
-  AS r (tenant_id uuid, id uuid, function_id uuid, function text, version integer, status text, output text,
-        error json, logs json, cold boolean, wall_us integer, cpu_us integer, heap_bytes bigint,
-        fetches integer, created_at timestamptz)
+SELECT * FROM unnest(
+    %(tenant_id)s::uuid[], %(id)s::uuid[], %(function_id)s::uuid[], %(function)s::text[], %(version)s::integer[],
+    %(status)s::text[], %(output)s::text[], %(error)s::text[]::json[], %(logs)s::text[]::json[], %(cold)s::boolean[],
+    %(wall_us)s::integer[], %(cpu_us)s::integer[], %(heap_bytes)s::bigint[], %(fetches)s::integer[],
+    %(created_at)s::timestamptz[])
 ON CONFLICT (tenant_id, id) DO NOTHING
 
 -- name: execution

@@ -6,23 +6,27 @@ execution whose outcome must survive that is an asynchronous one.
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+import psycopg
 
-from neolayer.core.errors import ServiceError
+from neolayer.core.errors import ServiceError, Unavailable
+from neolayer.core.text import storable
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.functions.errors import RecordsFull
-from neolayer.functions.metrics import UNWRITTEN
+from neolayer.functions.metrics import UNWRITABLE, UNWRITTEN
 from neolayer.functions.model import ExecutionRecord
 
 _SQL: Final = load_queries("neolayer.functions")
 _log = logging.getLogger(__name__)
-_encode = msgspec.json.Encoder().encode
+_FIELDS: Final = ExecutionRecord.__struct_fields__
 CAPACITY: Final = 10_000
-#: Rows of one INSERT.
+CAPACITY_BYTES: Final = 64 * 1024 * 1024
+#: Of one INSERT.
 BATCH: Final = 500
+BATCH_BYTES: Final = 4 * 1024 * 1024
 #: Records gather this long before they are written; seconds.
 GATHER_S: Final = 0.02
 #: A buffer that stays full this long refuses; seconds.
@@ -35,7 +39,8 @@ class ExecutionRecords:
         self._database = database
         self._pending: list[ExecutionRecord] = []
         self._writing: list[ExecutionRecord] = []
-        #: Records ever added, and ever written: `settled` compares them.
+        self._pending_bytes = 0
+        #: Records ever added, and ever written or given up: `settled` compares them.
         self._added = 0
         self._done = 0
         self._arrived = asyncio.Event()
@@ -44,11 +49,12 @@ class ExecutionRecords:
 
     @property
     def full(self) -> bool:
-        return len(self._pending) >= CAPACITY
+        return len(self._pending) >= CAPACITY or self._pending_bytes >= CAPACITY_BYTES
 
     def add(self, record: ExecutionRecord) -> None:
         """Take a record. `reserve` before the execution bounds how many there are."""
         self._pending.append(record)
+        self._pending_bytes += _size(record)
         self._added += 1
         self._arrived.set()
 
@@ -68,7 +74,7 @@ class ExecutionRecords:
         """Wait until what was added before this call is written.
 
         Raises:
-            RecordsFull: not within `FULL_TIMEOUT_S`.
+            Unavailable: not within `FULL_TIMEOUT_S`.
         """
         target = self._added
         if self._done >= target:
@@ -77,7 +83,7 @@ class ExecutionRecords:
             async with asyncio.timeout(FULL_TIMEOUT_S), self._wrote:
                 await self._wrote.wait_for(lambda: self._done >= target)
         except TimeoutError:
-            raise RecordsFull from None
+            raise Unavailable("the latest executions are not written yet; try again") from None
 
     async def run(self) -> None:
         """Write until cancelled; then write what is left, for `LAST_WRITE_S` at most."""
@@ -86,23 +92,69 @@ class ExecutionRecords:
                 await self._arrived.wait()
                 await asyncio.sleep(GATHER_S)
                 self._arrived.clear()
-                while self._pending or self._writing:
-                    await self._write()
+                await self._write_all()
         finally:
-            async with asyncio.timeout(LAST_WRITE_S):
-                while self._pending or self._writing:
-                    await self._write()
+            try:
+                async with asyncio.timeout(LAST_WRITE_S):
+                    await self._write_all()
+            except TimeoutError:
+                _log.error(
+                    "%d execution records are lost: the database did not take them", self._added - self._done
+                )
+
+    async def _write_all(self) -> None:
+        while self._pending or self._writing:
+            if not self._writing:
+                self._writing = self._next_batch()
+            try:
+                await self._write()
+            except ServiceError as error:
+                _log.warning("%d execution records wait: %s", len(self._writing), error.detail)
+                await asyncio.sleep(0.5)
+                continue
+            self._done += len(self._writing)
+            self._writing = []
+            async with self._wrote:
+                self._wrote.notify_all()
+
+    def _next_batch(self) -> list[ExecutionRecord]:
+        count = total = 0
+        for record in self._pending[:BATCH]:
+            if count and total + _size(record) > BATCH_BYTES:
+                break
+            count, total = count + 1, total + _size(record)
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        self._pending_bytes -= total
+        return batch
 
     async def _write(self) -> None:
-        if not self._writing:
-            self._writing, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+        """Write `_writing`. One record that the database cannot hold must not keep the others back."""
         try:
-            await self._database.execute(_SQL["insert_executions"], {"records": _encode(self._writing).decode()})
-        except ServiceError as error:
-            _log.warning("%d execution records wait: %s", len(self._writing), error.detail)
-            await asyncio.sleep(0.5)
-            return
-        self._done += len(self._writing)
-        self._writing = []
-        async with self._wrote:
-            self._wrote.notify_all()
+            await self._insert(self._writing)
+        except (psycopg.Error, ServiceError) as error:
+            if isinstance(error, Unavailable):
+                raise
+            for record in self._writing:
+                try:
+                    await self._insert([record])
+                except (psycopg.Error, ServiceError) as reason:
+                    if isinstance(reason, Unavailable):
+                        raise
+                    UNWRITABLE.inc()
+                    _log.error("execution %s cannot be recorded: %s", record.id, reason)
+
+    async def _insert(self, records: list[ExecutionRecord]) -> None:
+        await self._database.execute(
+            _SQL["insert_executions"],
+            {name: [getattr(record, name) for record in records] for name in _FIELDS},
+        )
+
+
+def error_json(code: str, message: str, stack: str) -> str:
+    """The ``error`` of a record."""
+    error: dict[str, Any] = {"code": code, "message": storable(message), "stack": storable(stack)}
+    return msgspec.json.encode(error).decode()
+
+
+def _size(record: ExecutionRecord) -> int:
+    return 500 + len(record.output or "") + len(record.error or "") + len(record.logs or "")

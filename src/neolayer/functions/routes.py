@@ -20,7 +20,7 @@ from neolayer.functions.model import (
 )
 from neolayer.functions.service import Functions
 
-Name = Annotated[str, Parameter(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+Name = Annotated[str, Parameter(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
 #: JSON escapes can make a source up to six times as long.
 _DEPLOY_LIMIT_BYTES = 6 * MAX_SOURCE_BYTES + 100_000
 

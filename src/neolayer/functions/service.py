@@ -1,7 +1,8 @@
 """Deploy, resolve, invoke."""
 
+import asyncio
 import hashlib
-import logging
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -10,11 +11,12 @@ import msgspec
 
 from neolayer.core.errors import BodyTooLarge
 from neolayer.core.ids import uuid7
+from neolayer.core.text import storable
 from neolayer.core.types import Principal
 from neolayer.db.notices import NoticeListener, notify
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
-from neolayer.enclave import Enclave, EnclaveRefused, Limits, Load, Result
+from neolayer.enclave import Enclave, EnclaveRefused, ErrorInfo, HostFunction, Limits, Load, OutcomeUnknown, Result
 from neolayer.functions.cache import BundleCache
 from neolayer.functions.errors import (
     ExecutionFailed,
@@ -34,15 +36,15 @@ from neolayer.functions.model import (
     FunctionView,
     LogLine,
 )
-from neolayer.functions.records import ExecutionRecords
+from neolayer.functions.records import ExecutionRecords, error_json
 from neolayer.secrets.service import TOPIC as SECRETS_TOPIC
 from neolayer.secrets.service import Secrets
 
 _SQL: Final = load_queries("neolayer.functions")
-_log = logging.getLogger(__name__)
 #: Notices of this topic carry the tenant's id.
 TOPIC: Final = "functions"
-_NO_LOGS: Final = msgspec.Raw(b"null")
+#: A record is written well within this time; seconds.
+YOUNG_S: Final = 0.25
 
 
 class Functions:
@@ -180,12 +182,11 @@ class Functions:
         id = uuid7()
         host = self._host.of_execution(principal, id)
         try:
-            result = await self._enclave.invoke(bundle.tenant, bundle.id, str(id), input, host)
-        except EnclaveRefused as refusal:
-            if refusal.code != "not_loaded":
-                raise
-            await self._load(bundle)
-            result = await self._enclave.invoke(bundle.tenant, bundle.id, str(id), input, host)
+            result = await self._run(bundle, id, input, host)
+        except OutcomeUnknown as error:
+            error.extra["execution"] = id
+            self._record(bundle, tenant_id, id, _unknown(error))
+            raise
         self._record(bundle, tenant_id, id, result)
         if result.error is not None:
             raise ExecutionFailed(
@@ -196,6 +197,18 @@ class Functions:
                 execution=id,
             )
         return id, result
+
+    async def _run(self, bundle: Bundle, id: UUID, input: bytes, host: HostFunction) -> Result:
+        timeout_ms = bundle.limits.timeout_ms
+        try:
+            return await self._enclave.invoke(
+                bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms
+            )
+        except EnclaveRefused as refusal:
+            if refusal.code != "not_loaded":
+                raise
+        await self._load(bundle)
+        return await self._enclave.invoke(bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms)
 
     async def _resolve(self, tenant_id: UUID, name: str) -> Bundle:
         generation = self._bundles.generation
@@ -233,13 +246,7 @@ class Functions:
         )
 
     def _record(self, bundle: Bundle, tenant_id: UUID, id: UUID, result: Result) -> None:
-        error: dict[str, Any] | None = None
-        if result.error is not None:
-            error = {
-                "code": result.error.code,
-                "message": result.error.message.replace("\0", "\ufffd"),
-                "stack": result.error.stack.replace("\0", "\ufffd"),
-            }
+        failed = result.error
         self._records.add(
             ExecutionRecord(
                 tenant_id=tenant_id,
@@ -247,10 +254,10 @@ class Functions:
                 function_id=bundle.function_id,
                 function=bundle.function,
                 version=bundle.version,
-                status="failed" if error else "succeeded",
-                output=None if error else result.output.decode(),
-                error=error,
-                logs=msgspec.Raw(result.logs) if result.logs else _NO_LOGS,
+                status="failed" if failed else "succeeded",
+                output=None if failed else result.output.decode(),
+                error=error_json(failed.code, failed.message, failed.stack) if failed else None,
+                logs=result.logs.decode() if result.logs else None,
                 cold=result.cold,
                 wall_us=result.wall_us,
                 cpu_us=result.cpu_us,
@@ -260,7 +267,7 @@ class Functions:
             )
         )
         start = "cold" if result.cold else "warm"
-        EXECUTIONS.labels(error["code"] if error else "succeeded", start).inc()
+        EXECUTIONS.labels(failed.code if failed else "succeeded", start).inc()
         WALL.labels(start).observe(result.wall_us / 1e6)
         CPU.inc(result.cpu_us / 1e6)
 
@@ -280,13 +287,16 @@ class Functions:
             ExecutionNotFound: the tenant has none with this id.
         """
         (logs,) = await self._find(_SQL["execution_logs"], tenant_id, id)
-        return [LogLine(*line) for line in logs or ()]
+        return [LogLine(at_ms, level, storable(text)) for at_ms, level, text in logs or ()]
 
     async def _find(self, query: bytes, tenant_id: UUID, id: UUID) -> tuple[Any, ...]:
         params = {"tenant_id": tenant_id, "id": id}
         row = await self._database.fetch_one(query, params)
         if row is None:
             await self._records.settled()
+            if _age_s(id) < YOUNG_S:
+                # Another API process may have it in its buffer yet.
+                await asyncio.sleep(YOUNG_S)
             row = await self._database.fetch_one(query, params)
         if row is None:
             raise ExecutionNotFound(f"no execution {id}")
@@ -299,6 +309,16 @@ class Functions:
         query = _SQL["list_executions_of"] if function else _SQL["list_executions"]
         params = {"tenant_id": tenant_id, "function": function, "before": before, "limit": limit}
         return [_execution(row) for row in await self._database.fetch(query, params)]
+
+
+def _unknown(error: OutcomeUnknown) -> Result:
+    info = ErrorInfo(error.code, error.detail)
+    return Result(b"", info, b"", wall_us=0, cpu_us=0, heap_bytes=0, cold=False)
+
+
+def _age_s(id: UUID) -> float:
+    """Since the time that a UUIDv7 begins with; negative or huge for ids that are none of ours."""
+    return abs(time.time() - (id.int >> 80) / 1000)
 
 
 def _view(row: tuple[Any, ...], *, with_source: bool) -> FunctionView:

@@ -1,11 +1,13 @@
 -- name: next_version
--- Takes the row's lock, so that two writers get two versions.
-INSERT INTO secrets (tenant_id, name, version) VALUES (%(tenant_id)s, %(name)s, 1)
-ON CONFLICT (tenant_id, name) DO UPDATE SET version = secrets.version + 1, updated_at = now()
-RETURNING version
+-- Two writers get two versions. The row's own version moves when its ciphertext is stored.
+INSERT INTO secrets (tenant_id, name, version, issued) VALUES (%(tenant_id)s, %(name)s, 0, 1)
+ON CONFLICT (tenant_id, name) DO UPDATE SET issued = secrets.issued + 1
+RETURNING issued
 
 -- name: store
-UPDATE secrets SET ciphertext = %(ciphertext)s WHERE tenant_id = %(tenant_id)s AND name = %(name)s
+-- Not when a writer who came later was faster.
+UPDATE secrets SET version = %(version)s, ciphertext = %(ciphertext)s, updated_at = now()
+WHERE tenant_id = %(tenant_id)s AND name = %(name)s AND version < %(version)s
 RETURNING name, version, created_at, updated_at
 
 -- name: list

@@ -10,7 +10,7 @@ from neolayer.core.types import Principal
 from neolayer.secrets.service import Secret, Secrets
 
 #: Names as environment variables have them, so that `ctx.secrets.NAME` is plain JavaScript.
-Name = Annotated[str, Parameter(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Name = Annotated[str, Parameter(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}(?!\n)$")]
 
 
 class PutSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,13 +1,13 @@
 """Secrets of a tenant: written through the enclave, never read back."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from neolayer.core.errors import InvalidRequest, NotFound
-from neolayer.db.notices import notify
+from neolayer.core.errors import Conflict, InvalidRequest, NotFound
+from neolayer.db.notices import NoticeListener, notify
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.enclave import Enclave, SealedSecret
@@ -15,7 +15,6 @@ from neolayer.enclave import Enclave, SealedSecret
 _SQL: Final = load_queries("neolayer.secrets")
 #: Notices of this topic carry the tenant's id.
 TOPIC: Final = "secrets"
-MAX_SECRETS: Final = 1_000
 MAX_VALUE_BYTES: Final = 64 * 1024
 
 
@@ -23,6 +22,12 @@ class SecretNotFound(NotFound):
     """No such secret."""
 
     code = "secret_not_found"
+
+
+class SecretOverwritten(Conflict):
+    """Another value was set at the same time."""
+
+    code = "secret_overwritten"
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -35,28 +40,33 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 class Secrets:
-    def __init__(self, database: Database, enclave: Enclave) -> None:
+    def __init__(self, database: Database, enclave: Enclave, notices: NoticeListener) -> None:
         self._database = database
         self._enclave = enclave
+        self._notices = notices
 
     async def put(self, tenant_id: UUID, name: str, value: str) -> Secret:
         """Store a new version; functions see it from their next call on.
 
         Raises:
             InvalidRequest: value too large.
+            SecretOverwritten: a newer version was stored meanwhile.
         """
         plaintext = value.encode()
         if len(plaintext) > MAX_VALUE_BYTES:
             raise InvalidRequest(f"a secret has at most {MAX_VALUE_BYTES} bytes, this one has {len(plaintext)}")
-        key = {"tenant_id": tenant_id, "name": name}
+        key: dict[str, Any] = {"tenant_id": tenant_id, "name": name}
+        row = await self._database.fetch_one(_SQL["next_version"], key)
+        assert row is not None
+        version = row[0]
+        ciphertext = await self._enclave.seal(str(tenant_id), name, version, plaintext)
         async with self._database.transaction() as connection:
-            row = await (await connection.execute(_SQL["next_version"], key)).fetchone()
-            assert row is not None
-            ciphertext = await self._enclave.seal(str(tenant_id), name, row[0], plaintext)
-            cursor = await connection.execute(_SQL["store"], key | {"ciphertext": ciphertext})
+            cursor = await connection.execute(_SQL["store"], key | {"version": version, "ciphertext": ciphertext})
             stored = await cursor.fetchone()
-            assert stored is not None
+            if stored is None:
+                raise SecretOverwritten(f"another value of {name!r} was set at the same time and is the newer one")
             await notify(connection, TOPIC, str(tenant_id))
+        self._notices.dispatch(TOPIC, str(tenant_id))
         return Secret(*stored)
 
     async def all(self, tenant_id: UUID) -> list[Secret]:
@@ -72,6 +82,7 @@ class Secrets:
             if cursor.rowcount == 0:
                 raise SecretNotFound(f"no secret {name!r}")
             await notify(connection, TOPIC, str(tenant_id))
+        self._notices.dispatch(TOPIC, str(tenant_id))
 
     async def sealed(self, tenant_id: UUID, names: list[str]) -> list[SealedSecret]:
         """Those of ``names`` that exist, by name, as the enclave takes them."""

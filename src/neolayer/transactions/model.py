@@ -12,8 +12,6 @@ import msgspec
 type CallJson = dict[str, Any]
 
 State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "cancelled", "rejected"]
-#: No way leads out of these, but for a private chain that loses blocks.
-FINAL_STATES = frozenset({"confirmed", "faulted", "expired", "cancelled", "rejected"})
 
 
 class Priority(IntEnum):

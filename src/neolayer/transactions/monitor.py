@@ -5,25 +5,22 @@ transaction, which also moves the cursor: after a crash the block is either full
 """
 
 import asyncio
+import json
 import logging
 from datetime import UTC, datetime
 from typing import Final
-
-import msgspec
 
 from neolayer.chain.follower import BlockFollower, Cursor
 from neolayer.chain.rpc import ApplicationLog, Block, RpcClient
 from neolayer.chain.seen import SeenBlocks
 from neolayer.core.errors import ServiceError
+from neolayer.core.text import storable
 from neolayer.core.types import Hash256
-from neolayer.db.notices import notify
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
-#: Tells waiting clients that some transaction reached a final state.
-SETTLED_TOPIC: Final = "transactions-settled"
 #: How often sent transactions that no block shows are looked for; seconds.
 RESEND_S: Final = 1.0
 #: Blocks before the first cursor whose hashes are recorded.
@@ -81,11 +78,10 @@ class Monitor:
             if ours:
                 logs = await self._rpc.application_logs(ours)
         async with self._database.transaction() as connection:
-            changed = await self._include(connection, block, logs) if logs else 0
-            expired = await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
+            if logs:
+                await self._include(connection, block, logs)
+            await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
             await self._seen.advance(connection, Cursor(block.index, block.hash), _time(block))
-            if changed or expired.rowcount:
-                await notify(connection, SETTLED_TOPIC)
 
     async def hash_at(self, index: int) -> Hash256 | None:
         return await self._seen.hash_at(index)
@@ -98,22 +94,17 @@ class Monitor:
 
     # --------------------------------------------------------------------------------------------------
 
-    async def _include(self, connection: Connection, block: Block, logs: list[ApplicationLog]) -> int:
-        found = [
-            {
-                "txid": log.hash.data.hex(),
-                "state": "confirmed" if log.halted else "faulted",
-                "result": {
-                    "vmstate": log.vmstate,
-                    "exception": log.exception,
-                    "gas_consumed": log.gas_consumed,
-                    "stack": log.stack,
-                },
-            }
-            for log in logs
-        ]
-        params = {"found": msgspec.json.encode(found).decode(), "index": block.index, "time": _time(block)}
-        return (await connection.execute(_SQL["include"], params)).rowcount
+    async def _include(self, connection: Connection, block: Block, logs: list[ApplicationLog]) -> None:
+        params = {
+            "txids": [log.hash.data for log in logs],
+            "states": ["confirmed" if log.halted else "faulted" for log in logs],
+            "results": [_result_json(log) for log in logs],
+            # Contracts choose these words, as any bytes.
+            "exceptions": [None if log.exception is None else storable(log.exception) for log in logs],
+            "index": block.index,
+            "time": _time(block),
+        }
+        await connection.execute(_SQL["include"], params)
 
     async def _resend(self) -> None:
         while True:
@@ -137,6 +128,17 @@ class Monitor:
             if outcome.kind != "accepted":
                 _log.info("resent %s: %s", Hash256(bytes(txid)), outcome.message)
             await self._database.execute(_SQL["mark_sent"], {"txid": txid, "height": height})
+
+
+def _result_json(log: ApplicationLog) -> str:
+    result = {
+        "vmstate": log.vmstate,
+        "exception": None if log.exception is None else storable(log.exception),
+        "gas_consumed": log.gas_consumed,
+        "stack": log.stack,
+    }
+    # json.dumps writes lone surrogates as escapes, where msgspec would raise.
+    return json.dumps(result)
 
 
 def _time(block: Block) -> datetime:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import msgspec
 
-from neolayer.chain.errors import RpcError, WrongNetwork
+from neolayer.chain.errors import BadCall, WrongNetwork
 from neolayer.chain.payload import Signer, UnsignedTransaction, signature_witness
 from neolayer.chain.rpc import RpcClient, SendOutcome
 from neolayer.core.errors import ServiceError, Unavailable
@@ -30,6 +30,7 @@ from neolayer.db.notices import NoticeListener
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.enclave import Enclave
+from neolayer.transactions.errors import FeeAboveCap, SimulationFaulted
 from neolayer.transactions.pricing import Pricing
 from neolayer.transactions.service import TOPIC
 from neolayer.wallets.service import Wallets
@@ -40,8 +41,8 @@ _log = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
 #: Between tries while something is down, doubled from the first to the second; seconds.
 RETRY_S: Final = (0.25, 2.0)
-#: A node's refusal to simulate counts as final after so many tries.
-MAX_RPC_ERRORS: Final = 5
+#: These say something about the intent itself. Everything else may pass and is waited out.
+FINAL_ERRORS: Final = (SimulationFaulted, FeeAboveCap, BadCall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class _Leased:
     valid_for_blocks: int
     max_fee: int | None
     wallet_id: UUID
+    #: Magic of the network it was accepted for; None when no node could be asked then.
+    network: int | None
 
 
 class Pipeline:
@@ -110,8 +113,8 @@ class Pipeline:
         )
         if row is None:
             return None
-        tenant_id, id, state, tries, script, valid_for_blocks, max_fee, wallet_id = row
-        return _Leased(tenant_id, id, state, tries, bytes(script), valid_for_blocks, max_fee, wallet_id)
+        tenant_id, id, state, tries, script, valid_for_blocks, max_fee, wallet_id, network = row
+        return _Leased(tenant_id, id, state, tries, bytes(script), valid_for_blocks, max_fee, wallet_id, network)
 
     async def _advance(self, transaction: _Leased) -> None:
         """Bring it as far as it goes now. Never raises: what fails is postponed, rejected or left to the lease."""
@@ -125,7 +128,7 @@ class Pipeline:
         except ServiceError as error:
             cause = {"code": error.code, "message": error.detail}
             try:
-                if state == "queued" and not _passing(error, transaction.tries):
+                if state == "queued" and isinstance(error, FINAL_ERRORS):
                     await self._change(transaction, "queued", "rejected", cause)
                 else:
                     await self._postpone(transaction, state, cause)
@@ -137,8 +140,10 @@ class Pipeline:
     async def _prepare(self, transaction: _Leased) -> bool:
         """Simulate, price, sign and store; False when the lease was lost meanwhile."""
         wallet = await self._wallets.get(transaction.tenant_id, transaction.wallet_id)
-        price, _ = await self._pricing.price(wallet, transaction.script, transaction.max_fee)
         version = await self._rpc.version()
+        if transaction.network not in (None, version.network):
+            raise WrongNetwork(f"accepted for network {transaction.network}, the node is of {version.network}")
+        price, _ = await self._pricing.price(wallet, transaction.script, transaction.max_fee)
         unsigned = UnsignedTransaction(
             nonce=secrets.randbits(32),
             system_fee=price.system_fee,
@@ -185,6 +190,7 @@ class Pipeline:
         except Unavailable:
             await self._database.execute(_SQL["mark_ambiguous"], {"txid": txid.data})
             raise
+        ambiguous = ambiguous or outcome.ambiguous
         if outcome.kind == "rejected" and ambiguous and await self._rpc.knows(txid):
             outcome = SendOutcome("accepted")
         match outcome.kind:
@@ -214,13 +220,6 @@ class Pipeline:
         await self._database.execute(
             _SQL["postpone"], _key(transaction) | {"state": state, "delay_s": delay_s, "cause": _json(cause)}
         )
-
-
-def _passing(error: ServiceError, tries: int) -> bool:
-    """Whether it may well succeed later. A node's own error may be a passing one, but not for ever."""
-    if isinstance(error, RpcError):
-        return tries < MAX_RPC_ERRORS
-    return error.retryable or error.status >= 500
 
 
 def _key(transaction: _Leased) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class Pricing:
         """Fees and height, at most one block time old."""
         return await self._fees.policy()
 
+    async def network(self) -> int:
+        """Magic of the node's network."""
+        return (await self._rpc.version()).network
+
     async def price(self, wallet: Wallet, script: bytes, max_fee: int | None) -> tuple[Price, InvokeResult]:
         """Try the script out with the wallet as its signer.
 

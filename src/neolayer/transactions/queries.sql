@@ -1,9 +1,9 @@
 -- name: insert
 WITH inserted AS (
     INSERT INTO transactions (tenant_id, id, wallet_id, idempotency_key, request_hash, calls, script, priority,
-                              valid_for_blocks, max_fee, execution_id, state)
+                              valid_for_blocks, max_fee, execution_id, network, state)
     VALUES (%(tenant_id)s, %(id)s, %(wallet_id)s, %(idempotency_key)s, %(request_hash)s, %(calls)s, %(script)s,
-            %(priority)s, %(valid_for_blocks)s, %(max_fee)s, %(execution_id)s, 'queued')
+            %(priority)s, %(valid_for_blocks)s, %(max_fee)s, %(execution_id)s, %(network)s, 'queued')
     ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
     RETURNING tenant_id, id, state
 )
@@ -42,19 +42,21 @@ SET available_at = now() + make_interval(secs => %(lease_s)s), lease_owner = %(o
 FROM (
     SELECT tenant_id, id FROM transactions
     WHERE state IN ('queued', 'signed') AND available_at <= now()
-    ORDER BY priority DESC, id LIMIT %(limit)s
+    ORDER BY priority DESC, available_at LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ) due
 WHERE (t.tenant_id, t.id) = (due.tenant_id, due.id)
-RETURNING t.tenant_id, t.id, t.state, t.tries, t.script, t.valid_for_blocks, t.max_fee, t.wallet_id
+RETURNING t.tenant_id, t.id, t.state, t.tries, t.script, t.valid_for_blocks, t.max_fee, t.wallet_id,
+          t.network
 
 -- name: store_signed
 -- Only the owner of the lease may do this: bytes of a worker that lost its lease are never stored, hence never sent.
 WITH signed AS (
     UPDATE transactions
-    SET state = 'signed', txid = %(txid)s, cause = NULL, updated_at = now()
+    SET state = 'signed', txid = %(txid)s, network = %(network)s, cause = NULL, updated_at = now(),
+        events = events + 1
     WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued' AND lease_owner = %(owner)s
-    RETURNING tenant_id, id
+    RETURNING tenant_id, id, events
 ), attempt AS (
     INSERT INTO transaction_attempts (tenant_id, transaction_id, txid, network, raw, valid_until_block, system_fee,
                                       network_fee)
@@ -62,21 +64,17 @@ WITH signed AS (
     FROM signed
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state)
-SELECT tenant_id, id, (SELECT max(number) + 1 FROM transaction_events e
-                       WHERE (e.tenant_id, e.transaction_id) = (signed.tenant_id, signed.id)), 'signed'
-FROM signed
+SELECT tenant_id, id, events, 'signed' FROM signed
 
 -- name: change_state
 WITH changed AS (
     UPDATE transactions
-    SET state = %(state)s, cause = %(cause)s, updated_at = now(), available_at = now()
+    SET state = %(state)s, cause = %(cause)s, updated_at = now(), available_at = now(), events = events + 1
     WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = %(from)s
-    RETURNING tenant_id, id, state, cause
+    RETURNING tenant_id, id, state, cause, events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
-SELECT tenant_id, id, (SELECT max(number) + 1 FROM transaction_events e
-                       WHERE (e.tenant_id, e.transaction_id) = (changed.tenant_id, changed.id)), state, cause
-FROM changed
+SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: postpone
 UPDATE transactions
@@ -112,59 +110,56 @@ SELECT txid FROM transaction_attempts WHERE txid = ANY(%(txids)s)
 -- name: include
 -- The chain is right whatever state we were in; the same block a second time changes nothing.
 WITH found AS (
-    SELECT txid, state, result FROM json_to_recordset(%(found)s::json) AS r (txid text, state text, result json)
+    SELECT * FROM unnest(%(txids)s::bytea[], %(states)s::text[], %(results)s::text[]::json[], %(exceptions)s::text[])
+             AS f (txid, state, result, exception)
 ), attempt AS (
     UPDATE transaction_attempts a SET result = f.result
-    FROM found f WHERE a.txid = decode(f.txid, 'hex')
-    RETURNING a.tenant_id, a.transaction_id, a.txid, f.state, f.result ->> 'exception' AS exception
+    FROM found f WHERE a.txid = f.txid
+    RETURNING a.tenant_id, a.transaction_id, a.txid, f.state, f.exception
 ), changed AS (
     UPDATE transactions t
     SET state = attempt.state, txid = attempt.txid, block_index = %(index)s, block_time = %(time)s, updated_at = now(),
+        events = events + 1,
         cause = CASE attempt.state WHEN 'faulted'
                 THEN json_build_object('code', 'vm_fault', 'message', attempt.exception) END
     FROM attempt
     WHERE (t.tenant_id, t.id) = (attempt.tenant_id, attempt.transaction_id)
       AND t.block_index IS DISTINCT FROM %(index)s
-    RETURNING t.tenant_id, t.id, t.state, t.cause
+    RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
-SELECT tenant_id, id, (SELECT max(number) + 1 FROM transaction_events e
-                       WHERE (e.tenant_id, e.transaction_id) = (changed.tenant_id, changed.id)), state, cause
-FROM changed
+SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: expire
 -- All blocks up to this one were looked through, and a transaction is in none of them after its validUntilBlock.
 WITH changed AS (
     UPDATE transactions t
-    SET state = 'expired', updated_at = now(),
+    SET state = 'expired', updated_at = now(), events = events + 1,
         cause = json_build_object('code', 'expired', 'message',
                                   'in no block up to its validUntilBlock ' || a.valid_until_block)
     FROM transaction_attempts a
     WHERE a.txid = t.txid AND t.state IN ('signed', 'sent') AND a.network = %(network)s
       AND a.valid_until_block <= %(index)s
-    RETURNING t.tenant_id, t.id, t.state, t.cause
+    RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
-SELECT tenant_id, id, (SELECT max(number) + 1 FROM transaction_events e
-                       WHERE (e.tenant_id, e.transaction_id) = (changed.tenant_id, changed.id)), state, cause
-FROM changed
+SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: unconfirm
--- A private chain lost blocks: what they confirmed is on its way again, with the same bytes.
+-- A private chain lost blocks: what they confirmed or let expire is on its way again, with the same bytes.
 WITH changed AS (
     UPDATE transactions t
-    SET state = 'sent', updated_at = now(), block_index = NULL, block_time = NULL,
-        cause = json_build_object('code', 'chain_rewound', 'message', 'the chain lost block ' || t.block_index)
+    SET state = 'sent', updated_at = now(), block_index = NULL, block_time = NULL, events = events + 1,
+        cause = json_build_object('code', 'chain_rewound', 'message', 'the chain went back to block ' || %(index)s)
     FROM transaction_attempts a
-    WHERE a.txid = t.txid AND a.network = %(network)s AND t.block_index > %(index)s
-    RETURNING t.tenant_id, t.id, t.txid, t.state, t.cause
+    WHERE a.txid = t.txid AND a.network = %(network)s
+      AND (t.block_index > %(index)s OR (t.state = 'expired' AND a.valid_until_block > %(index)s))
+    RETURNING t.tenant_id, t.id, t.txid, t.state, t.cause, t.events
 ), again AS (
     UPDATE transaction_attempts a SET sent_at_height = 0, result = NULL FROM changed WHERE a.txid = changed.txid
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
-SELECT tenant_id, id, (SELECT max(number) + 1 FROM transaction_events e
-                       WHERE (e.tenant_id, e.transaction_id) = (changed.tenant_id, changed.id)), state, cause
-FROM changed
+SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: count_by_state
 SELECT state, count(*) FROM transactions GROUP BY state

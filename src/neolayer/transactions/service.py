@@ -43,7 +43,7 @@ class Transactions:
             decoded = _decode_request(request)
         except msgspec.ValidationError as error:
             raise InvalidRequest(str(error)) from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise MalformedJson(str(error)) from None
         view, _ = await self.submit(
             principal.tenant_id, decoded, idempotency_key=idempotency_key, execution_id=execution_id
@@ -79,8 +79,10 @@ class Transactions:
             key = idempotency_key if execution_id else f"client:{idempotency_key}"
         if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
             return found, False
+        network = None
         try:
             await self._pricing.preflight(wallet, script, max_fee)
+            network = await self._pricing.network()
         except NodeUnavailable as error:
             _log.warning("transaction %s queued untried: %s", id, error.detail)
 
@@ -99,6 +101,7 @@ class Transactions:
                     "valid_for_blocks": request.valid_for_blocks,
                     "max_fee": max_fee,
                     "execution_id": execution_id,
+                    "network": network,
                 },
             )
             new = inserted.rowcount == 1

@@ -10,7 +10,7 @@ from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
 from neolayer.core.types import Principal
 from neolayer.wallets.service import Wallets, WalletView
 
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
 
 
 class CreateWallet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

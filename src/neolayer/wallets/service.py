@@ -1,9 +1,10 @@
 """Wallets: created in the enclave, listed here, found by name or id."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -104,12 +105,12 @@ class Wallets:
         Raises:
             WalletNotFound: the tenant has no such wallet.
         """
-        params: dict[str, Any] = {"tenant_id": tenant_id}
-        try:
-            query, params["id"] = _SQL["by_id"], UUID(name_or_id)
-        except ValueError:
-            query, params["name"] = _SQL["by_name"], name_or_id
-        row = await self._database.fetch_one(query, params)
+        row = None
+        with contextlib.suppress(ValueError):
+            row = await self._database.fetch_one(_SQL["by_id"], {"tenant_id": tenant_id, "id": UUID(name_or_id)})
+        if row is None:
+            # A name may look like an id.
+            row = await self._database.fetch_one(_SQL["by_name"], {"tenant_id": tenant_id, "name": name_or_id})
         if row is None:
             raise WalletNotFound(f"no wallet {name_or_id!r}; `neolayer wallets create` makes one")
         return _wallet(row)

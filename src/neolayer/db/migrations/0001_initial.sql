@@ -36,8 +36,11 @@ CREATE TABLE wallets (
 CREATE TABLE secrets (
     tenant_id  uuid NOT NULL REFERENCES tenants (id),
     name       text NOT NULL,
+    -- Of the ciphertext.
     version    integer NOT NULL,
-    -- Only the enclave can open it; null once deleted, so that a version is never used twice.
+    -- Highest version ever given out; none is used twice, also after a deletion.
+    issued     integer NOT NULL,
+    -- Only the enclave can open it; null before the first value is stored, and once deleted.
     ciphertext bytea,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -109,6 +112,8 @@ CREATE TABLE transactions (
     -- Upper bound of system fee + network fee; datoshi.
     max_fee          bigint,
     execution_id     uuid,
+    -- Magic of the network it was accepted for; null while no node could be asked.
+    network          bigint,
 
     state            text NOT NULL CHECK (state IN ('queued', 'signed', 'sent', 'confirmed', 'faulted',
                                                     'expired', 'cancelled', 'rejected')),
@@ -121,15 +126,17 @@ CREATE TABLE transactions (
     updated_at       timestamptz NOT NULL DEFAULT now(),
 
     -- Not to be touched by a worker before this time: a lease, or a pause between tries.
-    available_at     timestamptz NOT NULL DEFAULT now(),
+    available_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease_owner      uuid,
     tries            integer NOT NULL DEFAULT 0,
+    -- Number of its latest event.
+    events           integer NOT NULL DEFAULT 1,
 
     PRIMARY KEY (tenant_id, id),
     UNIQUE (tenant_id, idempotency_key),
     FOREIGN KEY (tenant_id, wallet_id) REFERENCES wallets (tenant_id, id)
 );
-CREATE INDEX transactions_work ON transactions (priority DESC, id) WHERE state IN ('queued', 'signed');
+CREATE INDEX transactions_work ON transactions (priority DESC, available_at) WHERE state IN ('queued', 'signed');
 CREATE INDEX transactions_by_state ON transactions (state);
 CREATE INDEX transactions_by_block ON transactions (block_index) WHERE block_index IS NOT NULL;
 

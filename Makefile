@@ -1,0 +1,30 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup up test check format lock clean
+
+help: ## show these targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: ## fetch what the lock files name into .venv and the runner's node_modules
+	@python3 scripts/setup
+
+up: setup ## start the whole system here; Ctrl-C stops it
+	@.venv/bin/neolayer up
+
+test: setup ## run the tests; ARGS='tests/chain -k fees' picks some
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: setup ## linters and types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup ## let ruff lay out the code
+	@.venv/bin/ruff check --fix --exit-zero .
+	@.venv/bin/ruff format .
+
+lock: ## write requirements.lock anew; ARGS=--upgrade takes the newest versions
+	@python3 scripts/setup lock $(ARGS)
+
+clean: ## remove everything that was made here, the data in .neolayer/ included
+	@python3 scripts/setup clean

