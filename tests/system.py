@@ -1,6 +1,7 @@
 """A whole system as a user runs it: `neolayer up` in a process of its own, spoken to over HTTP."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -13,13 +14,21 @@ from typing import Any
 
 import aiohttp
 import psutil
+
+from neolayer.chain.payload import address_of
+from neolayer.core.types import Hash160
 from neolayer.supervisor.postgres import binaries
 
-#: An account whose key nobody has.
+#: The README's receiver; nobody has its key.
 RECEIVER = "Nadia4GBzUavRs1T6S9UYk8BXkPG6xVZj8"
 START_TIMEOUT_S = 60.0
 
 type NewSystem = Callable[[], Awaitable["System"]]
+
+
+def new_receiver() -> str:
+    """An account that no other test pays to; nobody has its key."""
+    return address_of(Hash160(os.urandom(20)))
 
 
 def free_port() -> int:
@@ -132,7 +141,8 @@ class System:
         """Status, headers (lower case) and the body, decoded if it is JSON."""
         assert self._session is not None
         given = {"authorization": f"Bearer {self.key}", "content-type": "application/json"} | (headers or {})
-        async with self._session.request(method, self.url + path, data=body or None, headers=given) as response:
+        data = io.BytesIO(body) if body else None
+        async with self._session.request(method, self.url + path, data=data, headers=given) as response:
             content = await response.read()
             answer_headers = {name.lower(): value for name, value in response.headers.items()}
             if "json" in answer_headers.get("content-type", ""):

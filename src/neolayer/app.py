@@ -18,6 +18,7 @@ from valkey.asyncio import Valkey
 from neolayer.accounts.routes import KeysController
 from neolayer.accounts.service import Accounts, ensure_tenant
 from neolayer.accounts.throttle import FailureThrottle
+from neolayer.api.body import DrainedBody
 from neolayer.api.health import HealthChecks
 from neolayer.api.metrics import RequestMetrics
 from neolayer.api.server import build_api
@@ -262,7 +263,7 @@ class Api:
             refresh_metrics=refresh_metrics,
             body_limit_bytes=self._settings.body_limit_bytes,
         )
-        self._litestar = RequestMetrics(litestar)
+        self._litestar = RequestMetrics(DrainedBody(litestar))
 
 
 @asynccontextmanager

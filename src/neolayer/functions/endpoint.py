@@ -13,6 +13,7 @@ import msgspec
 from litestar.types import HTTPScope, Receive, Scope, Send
 
 from neolayer.api.auth import Authenticator, bearer_key, client_address
+from neolayer.api.body import drain
 from neolayer.api.metrics import REQUESTS
 from neolayer.api.problems import encode_problem, problem_headers
 from neolayer.core.errors import BodyTooLarge, MalformedJson, ServiceError
@@ -43,15 +44,20 @@ class InvokeEndpoint:
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
+        untouched = True
         try:
             key = bearer_key(scope["headers"])  # type: ignore[arg-type]
             principal = await self._authenticator.authenticate(key, client_address(scope))
-            body = check_input(await _read(receive))
+            untouched = False
+            body = await _read(receive)
+            check_input(body)
             name = scope["path"][len(PREFIX) : -len(SUFFIX)]
             execution, result = await self._functions.invoke(principal, name, body)
         except ServiceError as error:
             await _send_problem(send, error)
             REQUESTS.labels("POST", _ROUTE, error.status).observe(time.perf_counter() - start)
+            if untouched:
+                await drain(receive)
         except _ClientGone:
             return
         except Exception:
@@ -63,8 +69,8 @@ class InvokeEndpoint:
             _SUCCEEDED.observe(time.perf_counter() - start)
 
 
-def check_input(body: bytes) -> bytes:
-    """The input as it is, if it is empty or JSON.
+def check_input(body: bytes) -> None:
+    """See that a function's input is empty or JSON.
 
     Raises:
         MalformedJson: neither.
@@ -76,7 +82,6 @@ def check_input(body: bytes) -> bytes:
                 body.decode()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MalformedJson(f"the input is not JSON: {error}") from None
-    return body
 
 
 class _ClientGone(Exception):
@@ -99,6 +104,8 @@ async def _read(receive: Receive) -> bytes:
             size += len(chunks[-1])
         body = b"".join(chunks)
     if len(body) > MAX_INPUT_BYTES:
+        if message.get("more_body"):
+            await drain(receive)
         raise BodyTooLarge(f"a function's input has at most {MAX_INPUT_BYTES} bytes")
     return body
 

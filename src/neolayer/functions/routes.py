@@ -74,7 +74,9 @@ class InvokeController(Controller):
     async def invoke(
         self, name: str, request: Request[Principal, Any, Any], principal: Principal, functions: Functions
     ) -> Response[bytes]:
-        execution, result = await functions.invoke(principal, name, check_input(await request.body()))
+        body = await request.body()
+        check_input(body)
+        execution, result = await functions.invoke(principal, name, body)
         headers = {"neolayer-execution": str(execution), "neolayer-start": "cold" if result.cold else "warm"}
         return Response(result.output, media_type=MediaType.JSON, headers=headers)
 

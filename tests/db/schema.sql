@@ -1,0 +1,196 @@
+CREATE TABLE public.api_keys (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    name text NOT NULL,
+    hash bytea NOT NULL,
+    prefix text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_hash_check CHECK ((length(hash) = 32))
+);
+CREATE TABLE public.chain_blocks (
+    network bigint NOT NULL,
+    index bigint NOT NULL,
+    hash bytea NOT NULL,
+    "time" timestamp with time zone NOT NULL
+);
+CREATE TABLE public.executions (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    function_id uuid NOT NULL,
+    function text NOT NULL,
+    version integer NOT NULL,
+    status text NOT NULL,
+    output text,
+    error json,
+    logs json,
+    cold boolean NOT NULL,
+    wall_us integer NOT NULL,
+    cpu_us integer NOT NULL,
+    heap_bytes bigint NOT NULL,
+    fetches integer NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT executions_status_check CHECK ((status = ANY (ARRAY['succeeded'::text, 'failed'::text])))
+);
+CREATE TABLE public.function_versions (
+    tenant_id uuid NOT NULL,
+    function_id uuid NOT NULL,
+    number integer NOT NULL,
+    source text NOT NULL,
+    code_hash bytea NOT NULL,
+    timeout_ms integer NOT NULL,
+    cpu_ms integer NOT NULL,
+    memory_mb integer NOT NULL,
+    secrets text[] NOT NULL,
+    egress text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT function_versions_code_hash_check CHECK ((length(code_hash) = 32))
+);
+CREATE TABLE public.functions (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    name text NOT NULL,
+    version integer NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    deleted_at timestamp with time zone
+);
+CREATE TABLE public.schema_migrations (
+    number integer NOT NULL,
+    name text NOT NULL,
+    checksum bytea NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.secrets (
+    tenant_id uuid NOT NULL,
+    name text NOT NULL,
+    version integer NOT NULL,
+    issued integer NOT NULL,
+    ciphertext bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.tenants (
+    id uuid NOT NULL,
+    name text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.transaction_attempts (
+    tenant_id uuid NOT NULL,
+    transaction_id uuid NOT NULL,
+    txid bytea NOT NULL,
+    network bigint NOT NULL,
+    raw bytea NOT NULL,
+    valid_until_block bigint NOT NULL,
+    system_fee bigint NOT NULL,
+    network_fee bigint NOT NULL,
+    signed_at timestamp with time zone DEFAULT now() NOT NULL,
+    sent_at_height bigint,
+    ambiguous boolean DEFAULT false NOT NULL,
+    result json,
+    CONSTRAINT transaction_attempts_txid_check CHECK ((length(txid) = 32))
+);
+CREATE TABLE public.transaction_events (
+    tenant_id uuid NOT NULL,
+    transaction_id uuid NOT NULL,
+    number integer NOT NULL,
+    state text NOT NULL,
+    cause json,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.transactions (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    idempotency_key text NOT NULL,
+    request_hash bytea NOT NULL,
+    calls json NOT NULL,
+    script bytea NOT NULL,
+    priority smallint NOT NULL,
+    valid_for_blocks integer NOT NULL,
+    max_fee bigint,
+    execution_id uuid,
+    network bigint,
+    state text NOT NULL,
+    cause json,
+    txid bytea,
+    block_index bigint,
+    block_time timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    lease_owner uuid,
+    tries integer DEFAULT 0 NOT NULL,
+    events integer DEFAULT 1 NOT NULL,
+    CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'cancelled'::text, 'rejected'::text])))
+);
+CREATE TABLE public.wallets (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    name text NOT NULL,
+    public_key bytea NOT NULL,
+    script_hash bytea NOT NULL,
+    sealed_key bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT wallets_public_key_check CHECK ((length(public_key) = 33)),
+    CONSTRAINT wallets_script_hash_check CHECK ((length(script_hash) = 20))
+);
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.chain_blocks
+    ADD CONSTRAINT chain_blocks_pkey PRIMARY KEY (network, index);
+ALTER TABLE ONLY public.executions
+    ADD CONSTRAINT executions_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.function_versions
+    ADD CONSTRAINT function_versions_pkey PRIMARY KEY (tenant_id, function_id, number);
+ALTER TABLE ONLY public.functions
+    ADD CONSTRAINT functions_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.schema_migrations
+    ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
+ALTER TABLE ONLY public.secrets
+    ADD CONSTRAINT secrets_pkey PRIMARY KEY (tenant_id, name);
+ALTER TABLE ONLY public.tenants
+    ADD CONSTRAINT tenants_name_key UNIQUE (name);
+ALTER TABLE ONLY public.tenants
+    ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY public.transaction_attempts
+    ADD CONSTRAINT transaction_attempts_pkey PRIMARY KEY (txid);
+ALTER TABLE ONLY public.transaction_events
+    ADD CONSTRAINT transaction_events_pkey PRIMARY KEY (tenant_id, transaction_id, number);
+ALTER TABLE ONLY public.transactions
+    ADD CONSTRAINT transactions_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.transactions
+    ADD CONSTRAINT transactions_tenant_id_idempotency_key_key UNIQUE (tenant_id, idempotency_key);
+ALTER TABLE ONLY public.wallets
+    ADD CONSTRAINT wallets_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.wallets
+    ADD CONSTRAINT wallets_script_hash_key UNIQUE (script_hash);
+ALTER TABLE ONLY public.wallets
+    ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
+CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id, function, id DESC);
+CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
+CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
+CREATE INDEX transactions_by_block ON public.transactions USING btree (block_index) WHERE (block_index IS NOT NULL);
+CREATE INDEX transactions_by_state ON public.transactions USING btree (state);
+CREATE INDEX transactions_work ON public.transactions USING btree (priority DESC, available_at) WHERE (state = ANY (ARRAY['queued'::text, 'signed'::text]));
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.function_versions
+    ADD CONSTRAINT function_versions_tenant_id_function_id_fkey FOREIGN KEY (tenant_id, function_id) REFERENCES public.functions(tenant_id, id);
+ALTER TABLE ONLY public.functions
+    ADD CONSTRAINT functions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.secrets
+    ADD CONSTRAINT secrets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.transaction_attempts
+    ADD CONSTRAINT transaction_attempts_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
+ALTER TABLE ONLY public.transaction_events
+    ADD CONSTRAINT transaction_events_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
+ALTER TABLE ONLY public.transactions
+    ADD CONSTRAINT transactions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.transactions
+    ADD CONSTRAINT transactions_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
+ALTER TABLE ONLY public.wallets
+    ADD CONSTRAINT wallets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
