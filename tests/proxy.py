@@ -1,4 +1,4 @@
-"""A proxy before a Neo node that stages faults: hold, drop, refuse. It speaks JSON-RPC over HTTP, no WebSocket."""
+"""A proxy before a Neo node that stages faults. It speaks JSON-RPC over HTTP, no WebSocket."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,10 +30,13 @@ class NodeProxy:
         self.hold: Rule = nothing
         #: Requests that reach the node and whose answers are lost.
         self.drop_answer: Rule = nothing
+        #: Requests that are answered as a success and never reach the node, as if it had forgotten them.
+        self.swallow: Rule = nothing
         #: Connections that are cut at once.
         self.refuse: Rule = nothing
         self.held = 0
         self.dropped = 0
+        self.swallowed = 0
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
 
@@ -62,6 +65,9 @@ class NodeProxy:
         if self.hold(method):
             self.held += 1
             await asyncio.sleep(3600)
+        if self.swallow(method):
+            self.swallowed += 1
+            return web.json_response({"jsonrpc": "2.0", "id": body["id"], "result": {}})
         async with self._session.post(self.target, json=body) as answer:
             content = await answer.read()
         if self.drop_answer(method):

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+from valkey.asyncio import Valkey
 
 from neolayer.chain.payload import address_of
 from neolayer.core.types import Hash160
@@ -136,13 +137,19 @@ class System:
     # --- HTTP ---
 
     async def raw(
-        self, method: str, path: str, *, body: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        url: str | None = None,
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers (lower case) and the body, decoded if it is JSON."""
         assert self._session is not None
         given = {"authorization": f"Bearer {self.key}", "content-type": "application/json"} | (headers or {})
         data = io.BytesIO(body) if body else None
-        async with self._session.request(method, self.url + path, data=data, headers=given) as response:
+        async with self._session.request(method, (url or self.url) + path, data=data, headers=given) as response:
             content = await response.read()
             answer_headers = {name.lower(): value for name, value in response.headers.items()}
             if "json" in answer_headers.get("content-type", ""):
@@ -271,6 +278,25 @@ class System:
             text=True,
         )
         return dump.stdout
+
+    @property
+    def environ_of_parts(self) -> dict[str, str]:
+        """What a process needs that runs beside this system on the same parts."""
+        return self.environ | {
+            "NEOLAYER_DATABASE_URL": self.database_url,
+            "NEOLAYER_VALKEY_URL": self.valkey_url,
+            "NEOLAYER_RPC_URLS": self.rpc_url,
+            "NEOLAYER_ENCLAVE_SOCKET": str(self.home / "run" / "enclave.sock"),
+        }
+
+    @property
+    def valkey_url(self) -> str:
+        return f"unix://{self.home}/run/valkey.sock"
+
+    async def forget_failed_logins(self) -> None:
+        valkey = Valkey.from_url(self.valkey_url)
+        await valkey.flushdb()
+        await valkey.aclose()
 
     async def new_tenant(self, name: str) -> str:
         """Another tenant, made as an operator makes one; returns its API key."""

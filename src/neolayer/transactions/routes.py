@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from litestar import Controller, Response, get, post
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, QueryParameter
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
 from neolayer.core.types import Principal
@@ -13,8 +13,8 @@ from neolayer.transactions.service import Transactions
 
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         min_length=1,
         max_length=200,
         description="The same key with the same body gives the same transaction, however often it is sent.",
@@ -42,7 +42,7 @@ class TransactionsController(Controller):
         self,
         principal: Principal,
         transactions: Transactions,
-        in_state: Annotated[State | None, Parameter(query="state")] = None,
+        in_state: Annotated[State | None, QueryParameter(name="state")] = None,
         limit: Limit = 20,
         cursor: Cursor = None,
     ) -> Page[TransactionView]:
