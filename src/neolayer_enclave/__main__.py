@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -14,7 +16,8 @@ from typing import Final
 import uvloop
 
 from neolayer_enclave import attest
-from neolayer_enclave.cells import CELL_RSS_BYTES, Cells
+from neolayer_enclave.cell import CELL_RSS_BYTES
+from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
@@ -68,11 +71,15 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await stop.wait()
     server.close()
     arguments.socket.unlink(missing_ok=True)
-    async with asyncio.timeout(STOP_S):
-        await cells.close()
-        await web.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_S):
+            await cells.close()
+            await web.close()
     for connection in list(enclave.connections):
         connection.finish()
+    await asyncio.sleep(0)
+    # Not by return: a thread that still resolves a name for somebody's fetch would be waited for.
+    os._exit(0)
 
 
 def bundled_node() -> Path | None:

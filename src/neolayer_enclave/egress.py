@@ -34,6 +34,8 @@ OUR_HEADERS: Final = frozenset(
 CREDENTIALS: Final = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 #: A host name after IDNA.
 NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+#: A last label that makes a name an address: https://url.spec.whatwg.org/#ends-in-a-number-checker
+NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 #: RFC 6052: an IPv4 address in the last 32 bits.
 NAT64: Final = IPv6Network("64:ff9b::/96")
 #: Azure's host agent: routable by its number, but always the machine's own.
@@ -200,8 +202,12 @@ class Egress:
             shown = f"{host}:{url.port}" if url.port != DEFAULT_PORTS.get(url.scheme) else host
             how = " over plain http" if url.scheme == "http" else ""
             raise FetchRefused("egress_denied", f"{shown}{how} is not among the hosts this function may reach")
-        # The connector does not ask the resolver about a literal address.
-        if not self._allow_private and _is_literal(host) and not is_public(host):
+        # The connector does not ask the resolver about a literal address; of one in an odd form (`127.1`) every
+        # library thinks differently.
+        literal = _is_literal(host)
+        if (literal and not self._allow_private and not is_public(host)) or (
+            not literal and NUMBER.fullmatch(host.rpartition(".")[2])
+        ):
             raise FetchRefused("egress_denied", f"{host} is not a public address")
 
     def _open(self) -> aiohttp.ClientSession:

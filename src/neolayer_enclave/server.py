@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from neolayer_enclave import attest, protocol, seal
-from neolayer_enclave.cells import Bundle, Cells, CheckFailed, NoCapacity, Run
+from neolayer_enclave.cell import Bundle, CheckFailed, NoCapacity, Run
+from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import BadPattern, parse_pattern
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.keys import Keys

@@ -180,12 +180,14 @@ async def test_a_refusal_of_the_host_rejects_with_its_code(host: Host) -> None:
     assert (is_error, code, message) == (True, "insufficient_gas", "the wallet has no GAS")
     assert stack.startswith("Error: the wallet has no GAS\n")
     assert "hello.js:2:" in stack
+    assert "neolayer" not in stack
     failed = await host.run("export default (i, ctx) => ctx.neo.send({})", host=refuse)
     assert failed.error is not None
-    assert (failed.error.code, failed.error.message) == ("function_error", "the wallet has no GAS")
+    assert failed.error.code == "function_error"
+    assert failed.error.message == "the wallet has no GAS (insufficient_gas)"
     odd = await host.run("export default (i, ctx) => ctx.neo.read(() => 1)")
     assert odd.error is not None
-    assert odd.error.message == "TypeError: the request is not JSON"
+    assert odd.error.message == "TypeError: the request is not JSON (invalid_request)"
 
 
 async def test_console_shows_values_and_their_level(host: Host) -> None:

@@ -1,6 +1,6 @@
 """Reading what is left of a request's body.
 
-A client that is still sending when the connection closes sees a broken pipe instead of the answer that explains it.
+A client that is still sending when the connection closes sees a broken pipe instead of the answer.
 So after an early answer (413, 401, …) the rest is read and thrown away, up to a bound.
 """
 

@@ -1,6 +1,6 @@
 // What the enclave reads when this process hangs or has died: which function was being run.
 //
-// 64 bytes of memory shared by file descriptor. f64 since (CLOCK_MONOTONIC, ms) | u32 bundle | u32 call of the entry
+// 64 bytes of memory shared by file descriptor. f64 since (CLOCK_MONOTONIC, ms; 0 until this process is up) | u32 bundle | u32 call of the entry
 // on the main thread, then 12 times u32 bundle for entries on other threads; 0 means none.
 
 import { writeSync } from 'node:fs';
@@ -15,7 +15,7 @@ export class BlackBox {
 
   constructor(fd) {
     this.#fd = fd;
-    writeSync(fd, this.#bytes, 0, BYTES, 0);
+    this.enterMain(0, 0);
   }
 
   enterMain(bundle, call) {
@@ -26,7 +26,7 @@ export class BlackBox {
   }
 
   leaveMain() {
-    this.#bytes.fill(0, 0, MAIN_BYTES);
+    this.#bytes.fill(0, 8, MAIN_BYTES);
     writeSync(this.#fd, this.#bytes, 0, MAIN_BYTES, 0);
   }
 

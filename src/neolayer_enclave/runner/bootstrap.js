@@ -22,6 +22,9 @@
   const MAX_LINE = 16_384;
   const MAX_TIMERS = 1_000;
   const MAX_HOST_CALLS = 1_000;
+  const MAX_REQUEST = 1_048_576;
+  const MAX_OUTBOX = 16_777_216;
+  const MAX_REQUESTS = 10_000;
   const MAX_MESSAGE = 4_096;
   const MAX_STACK = 8_192;
   const KIND_READ = 0, KIND_SEND = 1, KIND_FETCH = 2, KIND_WALLET = 3;
@@ -34,6 +37,8 @@
   const indexOf = uncurry(String.prototype.indexOf);
   const slice = uncurry(String.prototype.slice);
   const charCodeAt = uncurry(String.prototype.charCodeAt);
+  // Lone surrogates cannot leave: what reads our messages knows UTF-8 only.
+  const wellFormed = uncurry(String.prototype.toWellFormed);
   const lower = uncurry(String.prototype.toLowerCase);
   const upper = uncurry(String.prototype.toUpperCase);
   const then = uncurry(Promise.prototype.then);
@@ -56,6 +61,7 @@
   const resolved = Promise.resolve.bind(Promise);
 
   let outbox = '';
+  let requests = 0;
   let handler;
   let streaming = false;
   const calls = new MapClass();
@@ -135,6 +141,7 @@
   function take() {
     const taken = outbox;
     outbox = '';
+    requests = 0;
     return taken;
   }
 
@@ -192,14 +199,17 @@
   }
 
   function failure(code, message, stack) {
-    return `[${stringify(code)},${stringify(slice(message, 0, MAX_MESSAGE))},${stringify(slice(stack, 0, MAX_STACK))}]`;
+    const shown = (text, most) => stringify(wellFormed(slice(text, 0, most)));
+    return `[${stringify(code)},${shown(message, MAX_MESSAGE)},${shown(stack, MAX_STACK)}]`;
   }
 
   function messageOf(error) {
     if (typeof error !== 'object' || error === null) return typeof error === 'string' ? error : inspect(error);
-    const { name, message } = error;
+    const { name, message, code } = error;
     if (typeof message !== 'string') return inspect(error);
-    return typeof name !== 'string' || name === 'Error' || name === '' ? message : `${name}: ${message}`;
+    // Ours and Node's kind of errors have a code that programs go by.
+    const text = typeof code === 'string' ? `${message} (${code})` : message;
+    return typeof name !== 'string' || name === 'Error' || name === '' ? text : `${name}: ${text}`;
   }
 
   function stackOf(error) {
@@ -257,13 +267,24 @@
   }
 
   function ask(call, kind, text, resolve, reject) {
-    if (call.over) throw coded(new ErrorClass('the call is already over'), 'call_over');
+    if (call.over || call === loading) throw coded(new ErrorClass('no call is running'), 'call_over');
     if (call.hostCalls >= MAX_HOST_CALLS) {
       throw coded(new RangeErrorClass(`more than ${MAX_HOST_CALLS} calls are waiting`), 'too_many_calls');
     }
+    if (text.length > MAX_REQUEST) {
+      throw coded(new RangeErrorClass(`a request has at most ${MAX_REQUEST} characters`), 'invalid_request');
+    }
+    spare(text.length);
     call.hostCalls++;
     const seq = remember(call, { __proto__: null, kind, resolve, reject, frames: framesHere() });
     outbox += `C ${call.id} ${seq} ${kind} ${text.length}\n${text}`;
+  }
+
+  // The runner reads the outbox between entries, on the thread that all functions of the tenant share.
+  function spare(length) {
+    if (++requests > MAX_REQUESTS || outbox.length + length > MAX_OUTBOX) {
+      throw coded(new RangeErrorClass('too much is asked for at once'), 'too_many_calls');
+    }
   }
 
   function remember(call, record) {
@@ -288,7 +309,7 @@
   // An error of the host, shown as if thrown where the function asked.
   function located(error, code, frames) {
     const at = typeof frames === 'string' ? indexOf(frames, '\n') : -1;
-    error.stack = `Error: ${error.message}${at < 0 ? '' : slice(frames, at)}`;
+    error.stack = ownFrames(`Error: ${error.message}${at < 0 ? '' : slice(frames, at)}`);
     return coded(error, code);
   }
 
@@ -397,6 +418,7 @@
     if (typeof callback !== 'function') throw new TypeErrorClass('the callback of a timer is a function');
     if (current.over || current === loading) throw coded(new ErrorClass('no call is running'), 'call_over');
     if (current.timers >= MAX_TIMERS) throw new RangeErrorClass(`more than ${MAX_TIMERS} timers are running`);
+    spare(0);
     current.timers++;
     const wait = floor(NumberClass(ms));
     const timer = { __proto__: null, callback, args, repeat, ms: wait >= 1 ? (wait < 2 ** 31 ? wait : 2 ** 31 - 1) : 1 };
@@ -443,7 +465,7 @@
       text += typeof values[i] === 'string' ? values[i] : inspect(values[i]);
     }
     if (text.length > MAX_LINE) text = `${slice(text, 0, MAX_LINE)}… (cut)`;
-    const line = `[${now() - call.started},"${level}",${stringify(text)}]`;
+    const line = `[${now() - call.started},"${level}",${stringify(wellFormed(text))}]`;
     call.logLines++;
     call.logBytes += utf8Length(line) + 1;
     if (call.logLines > MAX_LOG_LINES || call.logBytes > MAX_LOG_BYTES) {

@@ -6,9 +6,10 @@ const POSITION = /^(.*) \[[^\]]*?:(\d+):(\d+)\]$/s;
 
 export class InvalidFunction extends Error {
   constructor(code, message, { stack = '', line = null, column = null } = {}) {
-    super(message);
+    // Lone surrogates cannot leave: what reads our messages knows UTF-8 only.
+    super(String(message).toWellFormed());
     this.code = code;
-    this.stack = stack;
+    this.stack = stack.toWellFormed();
     this.line = line;
     this.column = column;
   }
