@@ -155,8 +155,8 @@ class Signature(Message, frozen=True):
 
 
 class Check(Message, frozen=True, tag="check"):
-    """Parse a source without running it. Answered by `Checked`, or `Failure` with code ``syntax_error``,
-    ``import_not_supported`` or ``no_entry_point``."""
+    """Load a source on trial, its top level included. Answered by `Checked`, or `Failure` with code
+    ``syntax_error``, ``import_not_supported``, ``no_entry_point`` or ``invalid_function``."""
 
     tenant: str
     source: str
@@ -201,7 +201,7 @@ class Invoke(Message, frozen=True, tag="invoke"):
 
 class ErrorInfo(Message, frozen=True):
     """How a function failed. Codes: ``function_error`` (it threw), ``invalid_output`` (not JSON or too large),
-    ``timeout``, ``cpu_limit``, ``memory_limit``, ``cell_crashed``, ``invalid_function`` (fails while loading)."""
+    ``invalid_input``, ``timeout``, ``cpu_limit``, ``memory_limit``, ``cell_crashed``, ``invalid_function`` (fails while loading)."""
 
     code: str
     message: str

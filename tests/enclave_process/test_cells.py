@@ -119,9 +119,23 @@ async def test_the_cell_unused_for_longest_makes_room(tmp_path: Path) -> None:
     await enclave.stop()
 
 
-async def test_a_tenant_may_have_many_functions(host: Host) -> None:
-    bundles = [await host.load(f"export default () => {n}", tenant="many", memory_mb=16) for n in range(70)]
+async def test_a_tenant_may_have_more_functions_than_isolates(own_enclave: Process, own_host: Host) -> None:
+    bundles = [await own_host.load(f"export default () => {n}", memory_mb=16) for n in range(70)]
     for _ in range(2):
         for n, bundle in enumerate(bundles):
-            assert output(await host.invoke(bundle, tenant="many")) == n
-    assert (await host.ask(Stats(), Statistics)).isolates < 100
+            assert output(await own_host.invoke(bundle)) == n
+    assert (await own_host.ask(Stats(), Statistics)).isolates <= 64
+
+
+async def test_functions_that_rest_on_much_memory_make_room_for_others(
+    own_enclave: Process, own_host: Host
+) -> None:
+    source = "const kept = []; export default () => { if (!kept.length) %s; return kept.length }"
+    grow = "for (let i = 0; i < 60; i++) kept.push(new Uint8Array(1 << 20).fill(1))"
+    for _ in range(15):
+        bundle = await own_host.load(source % grow)
+        assert output(await own_host.invoke(bundle)) == 60
+        await asyncio.sleep(0.05)
+    statistics = await own_host.ask(Stats(), Statistics)
+    assert statistics.cells_crashed == 0
+    assert statistics.isolates < 10

@@ -63,7 +63,9 @@ def problem_headers(error: ServiceError) -> dict[str, str]:
     return headers
 
 
-def service_error_handler(_: Request[Any, Any, Any], error: ServiceError) -> Response[bytes]:
+def service_error_handler(request: Request[Any, Any, Any], error: ServiceError) -> Response[bytes]:
+    if error.status == 500:
+        _log.error("%s %s failed: %s", request.method, request.url.path, error.detail, exc_info=error)
     headers = problem_headers(error)
     return Response(
         encode_problem(error), status_code=error.status, media_type=headers.pop("content-type"), headers=headers

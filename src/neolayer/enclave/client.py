@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -28,6 +29,9 @@ MAX_HOST_RESULT_BYTES: Final = 1_000_000
 _decode_failure = msgspec.msgpack.Decoder(protocol.Failure).decode
 _decode_host_call = msgspec.msgpack.Decoder(protocol.HostCall).decode
 _decode_result = msgspec.msgpack.Decoder(protocol.Result).decode
+
+#: Requests past their time are looked for this often; seconds.
+SWEEP_S: Final = 0.5
 
 #: Serves what a running function asks of the host: gets the JSON argument, returns JSON.
 type HostFunction = Callable[[str, bytes], Awaitable[bytes]]
@@ -136,16 +140,28 @@ class EnclaveClient:
             return self._connection
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A request on its way."""
+
+    future: asyncio.Future[bytes]
+    #: Time of the event loop.
+    deadline: float
+    host: HostFunction | None
+
+
 class _Connection(asyncio.Protocol):
     """Frames in and out. Replies are matched by id; the host's own calls run as tasks."""
 
     def __init__(self) -> None:
         self.open = False
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._outgoing: list[bytes] = []
         self._next_id = 0
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
-        self._hosts: dict[int, HostFunction] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,9 +171,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for waiting in self._waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
         for task in self._tasks:
             task.cancel()
 
@@ -171,24 +189,38 @@ class _Connection(asyncio.Protocol):
             InvalidRequest: more than a frame holds.
             EnclaveUnavailable: the connection was lost, or no answer came in time.
         """
-        assert self._transport is not None
         encoded = _encode_request(message)
         if len(encoded) > _MAX_BODY_BYTES:
             raise InvalidRequest(f"the enclave takes at most {_MAX_BODY_BYTES} bytes at a time")
         self._next_id = id = (self._next_id + 1) & 0xFFFF_FFFF
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[id] = future
-        if host is not None:
-            self._hosts[id] = host
+        waiting = _Waiting(self._loop.create_future(), self._loop.time() + timeout_s, host)
+        self._waiting[id] = waiting
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         try:
-            self._transport.write(protocol.frame(Kind.REQUEST, id, encoded))
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise EnclaveUnavailable(f"the enclave gave no answer within {timeout_s:g} s") from None
+            self._send(protocol.frame(Kind.REQUEST, id, encoded))
+            return await waiting.future
         finally:
             del self._waiting[id]
-            self._hosts.pop(id, None)
+
+    def _send(self, frame: bytes) -> None:
+        """Frames of one turn of the event loop leave in one system call."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(frame)
+
+    def _flush(self) -> None:
+        if self.open and self._transport:
+            self._transport.write(b"".join(self._outgoing))
+        self._outgoing.clear()
+
+    def _sweep(self) -> None:
+        """One timer for all requests: most are answered long before one of their own would be worth its cost."""
+        now = self._loop.time()
+        for waiting in self._waiting.values():
+            if now > waiting.deadline and not waiting.future.done():
+                waiting.future.set_exception(EnclaveUnavailable("the enclave gave no answer in time"))
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -212,17 +244,18 @@ class _Connection(asyncio.Protocol):
     def _frame(self, kind: int, id: int, body: bytes) -> None:
         if kind == Kind.HOST_CALL:
             call = _decode_host_call(body)
-            task = asyncio.get_running_loop().create_task(self._serve(id, call, self._hosts.get(call.request)))
+            asking = self._waiting.get(call.request)
+            task = self._loop.create_task(self._serve(id, call, asking.host if asking else None))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        future = self._waiting.get(id)
-        if future is None or future.done():
+        waiting = self._waiting.get(id)
+        if waiting is None or waiting.future.done():
             return
         if kind == Kind.RESPONSE:
-            future.set_result(body)
+            waiting.future.set_result(body)
         else:
-            future.set_exception(_refusal(_decode_failure(body)))
+            waiting.future.set_exception(_refusal(_decode_failure(body)))
 
     async def _serve(self, id: int, call: protocol.HostCall, host: HostFunction | None) -> None:
         try:
@@ -242,8 +275,7 @@ class _Connection(asyncio.Protocol):
             _log.exception("serving %s for a function", call.name)
             failure = protocol.Failure("internal_error", "the service failed to serve this call")
             kind, body = Kind.HOST_ERROR, protocol.encode(failure)
-        if self.open and self._transport:
-            self._transport.write(protocol.frame(kind, id, body))
+        self._send(protocol.frame(kind, id, body))
 
 
 def _refusal(failure: protocol.Failure) -> EnclaveRefused:

@@ -1,6 +1,6 @@
 """What the enclave refuses."""
 
-from typing import Any
+from typing import Any, Final
 
 from neolayer.core.errors import ServiceError, Unavailable
 
@@ -18,12 +18,29 @@ class OutcomeUnknown(ServiceError):
     status = 502
 
 
+#: Refusals that say something about what the client sent. Any other is a fault of ours.
+CLIENT_CODES: Final = frozenset(
+    {
+        "syntax_error",
+        "import_not_supported",
+        "no_entry_point",
+        "invalid_function",
+        "invalid_egress",
+        "invalid_limits",
+        "invalid_secret",
+        "secret_too_large",
+        "source_too_large",
+        "input_too_large",
+    }
+)
+
+
 class EnclaveRefused(ServiceError):
-    """The enclave refused the request. ``code`` is the enclave's own."""
+    """The enclave refused the request. ``code`` is the enclave's own, see docs/enclave.md."""
 
     def __init__(self, code: str, message: str, *, retryable: bool, **extra: Any) -> None:
         super().__init__(message, **extra)
         # Instance attributes shadow the class's: the code is only known at run time.
         self.code = code  # type: ignore[misc]
         self.retryable = retryable  # type: ignore[misc]
-        self.status = 503 if retryable else 422  # type: ignore[misc]
+        self.status = 503 if retryable else 422 if code in CLIENT_CODES else 500  # type: ignore[misc]

@@ -33,14 +33,16 @@ ORDER BY f.id DESC LIMIT %(limit)s
 UPDATE functions SET deleted_at = now()
 WHERE tenant_id = %(tenant_id)s AND name = %(name)s AND deleted_at IS NULL
 
--- name: insert_executions
+-- name: copy_executions
+COPY executions (tenant_id, id, function_id, function, version, status, output, error, logs, cold,
+                 wall_us, cpu_us, heap_bytes, fetches, created_at) FROM STDIN
+
+-- name: insert_execution
+-- One by one, where a COPY of many failed; some may have been written by it.
 INSERT INTO executions (tenant_id, id, function_id, function, version, status, output, error, logs, cold,
                         wall_us, cpu_us, heap_bytes, fetches, created_at)
-SELECT * FROM unnest(
-    %(tenant_id)s::uuid[], %(id)s::uuid[], %(function_id)s::uuid[], %(function)s::text[], %(version)s::integer[],
-    %(status)s::text[], %(output)s::text[], %(error)s::text[]::json[], %(logs)s::text[]::json[], %(cold)s::boolean[],
-    %(wall_us)s::integer[], %(cpu_us)s::integer[], %(heap_bytes)s::bigint[], %(fetches)s::integer[],
-    %(created_at)s::timestamptz[])
+VALUES (%(tenant_id)s, %(id)s, %(function_id)s, %(function)s, %(version)s, %(status)s, %(output)s, %(error)s,
+        %(logs)s, %(cold)s, %(wall_us)s, %(cpu_us)s, %(heap_bytes)s, %(fetches)s, %(created_at)s)
 ON CONFLICT (tenant_id, id) DO NOTHING
 
 -- name: execution

@@ -21,10 +21,9 @@ from neolayer.functions.model import ExecutionRecord
 
 _SQL: Final = load_queries("neolayer.functions")
 _log = logging.getLogger(__name__)
-_FIELDS: Final = ExecutionRecord.__struct_fields__
 CAPACITY: Final = 10_000
 CAPACITY_BYTES: Final = 64 * 1024 * 1024
-#: Of one INSERT.
+#: Of one COPY.
 BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
 #: Records gather this long before they are written; seconds.
@@ -130,24 +129,27 @@ class ExecutionRecords:
     async def _write(self) -> None:
         """Write `_writing`. One record that the database cannot hold must not keep the others back."""
         try:
-            await self._insert(self._writing)
+            await self._copy(self._writing)
         except (psycopg.Error, ServiceError) as error:
             if isinstance(error, Unavailable):
                 raise
             for record in self._writing:
                 try:
-                    await self._insert([record])
+                    await self._database.execute(_SQL["insert_execution"], msgspec.structs.asdict(record))
                 except (psycopg.Error, ServiceError) as reason:
                     if isinstance(reason, Unavailable):
                         raise
                     UNWRITABLE.inc()
                     _log.error("execution %s cannot be recorded: %s", record.id, reason)
 
-    async def _insert(self, records: list[ExecutionRecord]) -> None:
-        await self._database.execute(
-            _SQL["insert_executions"],
-            {name: [getattr(record, name) for record in records] for name in _FIELDS},
-        )
+    async def _copy(self, records: list[ExecutionRecord]) -> None:
+        async with (
+            self._database.transaction() as connection,
+            connection.cursor() as cursor,
+            cursor.copy(_SQL["copy_executions"]) as copy,
+        ):
+            for record in records:
+                await copy.write_row(msgspec.structs.astuple(record))
 
 
 def error_json(code: str, message: str, stack: str) -> str:

@@ -20,6 +20,8 @@ import { FunctionIsolate } from './isolate.mjs';
 const WATCH_MS = 10;
 const MAX_OUTPUT_BYTES = 1_048_576;
 const MAX_ISOLATES = 64;
+// Of isolates in which nothing runs; half of what the enclave lets a cell hold beside its running functions.
+const MAX_IDLE_BYTES = 256 * 1024 * 1024;
 const RESULT_BYTES = 23;
 const CALL_BYTES = 5;
 const COLD = 1;
@@ -171,9 +173,13 @@ function endLeastRecentlyUsed() {
     if (isolate.idle && (oldest === null || isolate.lastUsed < oldest.lastUsed)) oldest = isolate;
   }
   oldest?.retire();
+  return oldest;
 }
 
 function watch() {
+  let idleBytes = 0;
+  for (const isolate of isolates) if (isolate.idle) idleBytes += isolate.heapBytes;
+  while (idleBytes > MAX_IDLE_BYTES) idleBytes -= endLeastRecentlyUsed().heapBytes;
   if (isolates.size === 0 || [...isolates].every((isolate) => isolate.idle)) {
     clearInterval(watching);
     watching = null;
