@@ -201,8 +201,8 @@ class Invoke(Message, frozen=True, tag="invoke"):
 
 class ErrorInfo(Message, frozen=True):
     """How a function failed. Codes: ``function_error`` (it threw), ``invalid_input``, ``invalid_output`` (not JSON
-    or too large), ``timeout``, ``cpu_limit``, ``memory_limit``, ``cell_crashed``, ``invalid_function`` (fails while
-    loading)."""
+    or too large), ``timeout``, ``cpu_limit``, ``memory_limit``, ``cell_crashed``, ``invalid_function`` (fails
+    while loading)."""
 
     code: str
     message: str
