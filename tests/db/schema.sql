@@ -157,7 +157,7 @@ ALTER TABLE ONLY public.tenants
 ALTER TABLE ONLY public.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
 ALTER TABLE ONLY public.transaction_attempts
-    ADD CONSTRAINT transaction_attempts_pkey PRIMARY KEY (txid);
+    ADD CONSTRAINT transaction_attempts_pkey PRIMARY KEY (tenant_id, txid);
 ALTER TABLE ONLY public.transaction_events
     ADD CONSTRAINT transaction_events_pkey PRIMARY KEY (tenant_id, transaction_id, number);
 ALTER TABLE ONLY public.transactions
@@ -167,12 +167,11 @@ ALTER TABLE ONLY public.transactions
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.wallets
-    ADD CONSTRAINT wallets_script_hash_key UNIQUE (script_hash);
-ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
 CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id, function, id DESC);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
 CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
+CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
 CREATE INDEX transactions_by_block ON public.transactions USING btree (block_index) WHERE (block_index IS NOT NULL);
 CREATE INDEX transactions_by_state ON public.transactions USING btree (state);
 CREATE INDEX transactions_work ON public.transactions USING btree (priority DESC, available_at) WHERE (state = ANY (ARRAY['queued'::text, 'signed'::text]));

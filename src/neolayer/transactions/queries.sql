@@ -19,7 +19,7 @@ SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blo
        a.valid_until_block, a.system_fee, a.network_fee, t.block_index, t.block_time, a.result,
        t.created_at, t.updated_at
 FROM transactions t
-LEFT JOIN transaction_attempts a ON a.txid = t.txid
+LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 WHERE t.tenant_id = %(tenant_id)s AND t.id = %(id)s
 
 -- name: list
@@ -27,7 +27,7 @@ SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blo
        a.valid_until_block, a.system_fee, a.network_fee, t.block_index, t.block_time, a.result,
        t.created_at, t.updated_at
 FROM transactions t
-LEFT JOIN transaction_attempts a ON a.txid = t.txid
+LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 WHERE t.tenant_id = %(tenant_id)s AND t.id < %(before)s
   AND (%(state)s::text IS NULL OR t.state = %(state)s)
 ORDER BY t.id DESC LIMIT %(limit)s
@@ -94,14 +94,14 @@ UPDATE transaction_attempts SET sent_at_height = %(height)s WHERE txid = %(txid)
 
 -- name: unseen
 SELECT a.txid, a.raw FROM transactions t
-JOIN transaction_attempts a ON a.txid = t.txid
+JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 WHERE t.state = 'sent' AND a.network = %(network)s AND a.valid_until_block > %(height)s
   AND a.sent_at_height <= %(height)s - %(blocks)s
 ORDER BY a.sent_at_height LIMIT 200
 
 -- name: live
 SELECT a.txid FROM transactions t
-JOIN transaction_attempts a ON a.txid = t.txid
+JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 WHERE t.state IN ('signed', 'sent') AND a.network = %(network)s
 
 -- name: ours
@@ -138,7 +138,7 @@ WITH changed AS (
         cause = json_build_object('code', 'expired', 'message',
                                   'in no block up to its validUntilBlock ' || a.valid_until_block)
     FROM transaction_attempts a
-    WHERE a.txid = t.txid AND t.state IN ('signed', 'sent') AND a.network = %(network)s
+    WHERE (a.tenant_id, a.txid) = (t.tenant_id, t.txid) AND t.state IN ('signed', 'sent') AND a.network = %(network)s
       AND a.valid_until_block <= %(index)s
     RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
@@ -152,11 +152,12 @@ WITH changed AS (
     SET state = 'sent', updated_at = now(), block_index = NULL, block_time = NULL, events = events + 1,
         cause = json_build_object('code', 'chain_rewound', 'message', 'the chain went back to block ' || %(index)s)
     FROM transaction_attempts a
-    WHERE a.txid = t.txid AND a.network = %(network)s
+    WHERE (a.tenant_id, a.txid) = (t.tenant_id, t.txid) AND a.network = %(network)s
       AND (t.block_index > %(index)s OR (t.state = 'expired' AND a.valid_until_block > %(index)s))
     RETURNING t.tenant_id, t.id, t.txid, t.state, t.cause, t.events
 ), again AS (
-    UPDATE transaction_attempts a SET sent_at_height = 0, result = NULL FROM changed WHERE a.txid = changed.txid
+    UPDATE transaction_attempts a SET sent_at_height = 0, result = NULL FROM changed
+    WHERE (a.tenant_id, a.txid) = (changed.tenant_id, changed.txid)
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
 SELECT tenant_id, id, events, state, cause FROM changed

@@ -25,7 +25,7 @@ CREATE TABLE wallets (
     id          uuid NOT NULL,
     name        text NOT NULL,
     public_key  bytea NOT NULL CHECK (length(public_key) = 33),
-    script_hash bytea NOT NULL UNIQUE CHECK (length(script_hash) = 20),
+    script_hash bytea NOT NULL CHECK (length(script_hash) = 20),
     -- Only the enclave can open it.
     sealed_key  bytea NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT now(),
@@ -144,7 +144,7 @@ CREATE INDEX transactions_by_block ON transactions (block_index) WHERE block_ind
 CREATE TABLE transaction_attempts (
     tenant_id         uuid NOT NULL,
     transaction_id    uuid NOT NULL,
-    txid              bytea NOT NULL PRIMARY KEY CHECK (length(txid) = 32),
+    txid              bytea NOT NULL CHECK (length(txid) = 32),
     network           bigint NOT NULL,
     raw               bytea NOT NULL,
     valid_until_block bigint NOT NULL,
@@ -157,8 +157,11 @@ CREATE TABLE transaction_attempts (
     ambiguous         boolean NOT NULL DEFAULT false,
     -- From the application log once included: {vmstate, exception, gas_consumed, stack}.
     result            json,
+    PRIMARY KEY (tenant_id, txid),
     FOREIGN KEY (tenant_id, transaction_id) REFERENCES transactions (tenant_id, id)
 );
+-- Blocks name transactions, not tenants.
+CREATE INDEX transaction_attempts_txid ON transaction_attempts (txid);
 CREATE INDEX transaction_attempts_of ON transaction_attempts (tenant_id, transaction_id);
 
 CREATE TABLE transaction_events (
