@@ -1,13 +1,13 @@
 """``/api/v1/keys``."""
 
 from typing import Annotated
-from uuid import UUID
 
 import msgspec
 from litestar import Controller, delete, get, post
 
-from neolayer.accounts.service import Accounts, ApiKey, NewApiKey
+from neolayer.accounts.service import Accounts, ApiKey, KeyNotFound, NewApiKey
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
+from neolayer.core.ids import parse_id
 from neolayer.core.types import Principal
 
 
@@ -29,6 +29,6 @@ class KeysController(Controller):
     ) -> Page[ApiKey]:
         return page(await accounts.recent_keys(principal.tenant_id, decode_cursor(cursor), limit + 1), limit)
 
-    @delete("/{key_id:uuid}", status_code=200, summary="Revoke an API key")
-    async def revoke(self, key_id: UUID, principal: Principal, accounts: Accounts) -> ApiKey:
-        return await accounts.revoke_key(principal.tenant_id, key_id)
+    @delete("/{key_id:str}", status_code=200, summary="Revoke an API key")
+    async def revoke(self, key_id: str, principal: Principal, accounts: Accounts) -> ApiKey:
+        return await accounts.revoke_key(principal.tenant_id, parse_id(key_id, KeyNotFound, "API key"))

@@ -34,6 +34,12 @@ CACHE_KEYS: Final = 10_000
 TOUCH_EVERY_S: Final = 10.0
 
 
+class KeyNotFound(NotFound):
+    """No such API key."""
+
+    code = "key_not_found"
+
+
 class ApiKey(msgspec.Struct, frozen=True):
     """What is known of a key; the key itself is not."""
 
@@ -85,13 +91,13 @@ class Accounts:
         """From the moment this returns the key works no more here, and elsewhere within `CACHE_S`.
 
         Raises:
-            NotFound: no such key of this tenant.
+            KeyNotFound: no such key of this tenant.
         """
         async with self._database.transaction() as connection:
             cursor = await connection.execute(_SQL["revoke_key"], {"tenant_id": tenant_id, "id": key_id})
             row = await cursor.fetchone()
             if row is None:
-                raise NotFound(f"no API key {key_id}")
+                raise KeyNotFound(f"no API key {key_id}")
             await notify(connection, "keys")
         self._forget()
         return ApiKey(*row)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from neolayer.cli.client import DEFAULT, Client, Connection, call
+from neolayer.cli.client import DEFAULT, ApiProblem, Client, Connection, call
 from neolayer.cli.executions import print_logs
 from neolayer.cli.output import console, notes, print_fields, print_json, print_table
-from neolayer.core.errors import InvalidRequest
+from neolayer.core.errors import InvalidRequest, ServiceError
 
 app = App(name="functions", help="JavaScript functions that run in the enclave.")
 
@@ -62,7 +62,12 @@ def deploy(
         "cpu_ms": cpu_ms,
         "memory_mb": memory_mb,
     }
-    function = call(connection, "PUT", f"/functions/{name or file.stem}", body=body)
+    try:
+        function = call(connection, "PUT", f"/functions/{name or file.stem}", body=body)
+    except ApiProblem as problem:
+        if line := problem.body.get("line"):
+            problem.detail = f"{file}:{line}:{problem.body.get('column')}: {problem.detail}"
+        raise
     if connection.json:
         print_json(function)
     else:
@@ -94,13 +99,30 @@ def invoke(name: str, /, *, input: str | None = None, logs: bool = True, connect
             lines = (await client.get(f"/executions/{execution}/logs"))["items"] if logs else []
             return output, execution, lines
 
-    output, execution, lines = asyncio.run(run())
+    try:
+        output, execution, lines = asyncio.run(run())
+    except ApiProblem as problem:
+        if not connection.json:
+            _show_failure(problem, connection)
+        raise
     if connection.json:
         print_json({"execution": execution, "output": output, "logs": lines})
         return
     print_logs(lines)
     console.print_json(json.dumps(output))
     notes.print(f"execution {execution}", style="dim")
+
+
+def _show_failure(problem: ApiProblem, connection: Connection) -> None:
+    """What the function logged before it failed, and where it failed."""
+    if execution := problem.body.get("execution"):
+        try:
+            print_logs(call(connection, "GET", f"/executions/{execution}/logs")["items"])
+        except ServiceError:
+            notes.print("its logs cannot be shown just now", style="dim")
+        if stack := problem.body.get("stack"):
+            notes.print(stack, markup=False, style="dim")
+        notes.print(f"execution {execution}", style="dim")
 
 
 @app.command(name="list")

@@ -1,5 +1,6 @@
 """The command ``neolayer``. What a command needs is imported when it is called, so that help comes at once."""
 
+import json
 import sys
 
 from cyclopts import App
@@ -52,6 +53,11 @@ def main() -> None:
     try:
         app()
     except ServiceError as error:
+        if "--json" in sys.argv:
+            # Programs get the problem as the API gave it, in the same shape for our own errors.
+            own = {"detail": error.detail, "code": error.code, "retryable": error.retryable, **error.extra}
+            print(json.dumps(getattr(error, "body", own), default=str, ensure_ascii=False))
+            sys.exit(getattr(error, "exit_code", 1))
         line = " ".join(error.detail.split())
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_plain(line)}")
         sys.exit(getattr(error, "exit_code", 1))

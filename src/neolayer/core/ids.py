@@ -4,6 +4,20 @@ import os
 import time
 from uuid import UUID
 
+from neolayer.core.errors import NotFound
+
+
+def parse_id(text: str, missing: type[NotFound], what: str) -> UUID:
+    """An id out of a path: what is no UUID is nobody's id.
+
+    Raises:
+        NotFound: ``missing``, with a message that names it.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise missing(f"no {what} {text[:100]!r}") from None
+
 
 def uuid7() -> UUID:
     """A UUIDv7 (RFC 9562 §5.7): 48 bit Unix time in ms, then random bits; sorts by time of creation."""

@@ -8,8 +8,10 @@ from litestar.datastructures import ResponseHeader
 from litestar.params import Parameter
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
+from neolayer.core.ids import parse_id
 from neolayer.core.types import Principal
 from neolayer.functions.endpoint import MAX_INPUT_BYTES, check_input
+from neolayer.functions.errors import ExecutionNotFound
 from neolayer.functions.model import (
     MAX_SOURCE_BYTES,
     ExecutionView,
@@ -81,6 +83,10 @@ class InvokeController(Controller):
         return Response(result.output, media_type=MediaType.JSON, headers=headers)
 
 
+def _id(text: str) -> UUID:
+    return parse_id(text, ExecutionNotFound, "execution")
+
+
 class ExecutionsController(Controller):
     path = "/api/v1/executions"
     tags = ("executions",)
@@ -97,10 +103,10 @@ class ExecutionsController(Controller):
         before = decode_cursor(cursor)
         return page(await functions.recent_executions(principal.tenant_id, function, before, limit + 1), limit)
 
-    @get("/{execution_id:uuid}", summary="One execution")
-    async def show(self, execution_id: UUID, principal: Principal, functions: Functions) -> ExecutionView:
-        return await functions.execution(principal.tenant_id, execution_id)
+    @get("/{execution_id:str}", summary="One execution")
+    async def show(self, execution_id: str, principal: Principal, functions: Functions) -> ExecutionView:
+        return await functions.execution(principal.tenant_id, _id(execution_id))
 
-    @get("/{execution_id:uuid}/logs", summary="What the function logged")
-    async def logs(self, execution_id: UUID, principal: Principal, functions: Functions) -> LogLines:
-        return LogLines(await functions.logs(principal.tenant_id, execution_id))
+    @get("/{execution_id:str}/logs", summary="What the function logged")
+    async def logs(self, execution_id: str, principal: Principal, functions: Functions) -> LogLines:
+        return LogLines(await functions.logs(principal.tenant_id, _id(execution_id)))

@@ -7,7 +7,9 @@ from litestar import Controller, Response, get, post
 from litestar.params import HeaderParameter, QueryParameter
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
+from neolayer.core.ids import parse_id
 from neolayer.core.types import Principal
+from neolayer.transactions.errors import TransactionNotFound
 from neolayer.transactions.model import EventList, State, TransactionRequest, TransactionView
 from neolayer.transactions.service import Transactions
 
@@ -20,6 +22,10 @@ IdempotencyKey = Annotated[
         description="The same key with the same body gives the same transaction, however often it is sent.",
     ),
 ]
+
+
+def _id(text: str) -> UUID:
+    return parse_id(text, TransactionNotFound, "transaction")
 
 
 class TransactionsController(Controller):
@@ -50,12 +56,10 @@ class TransactionsController(Controller):
             await transactions.recent(principal.tenant_id, in_state, decode_cursor(cursor), limit + 1), limit
         )
 
-    @get("/{transaction_id:uuid}", summary="One transaction")
-    async def show(
-        self, transaction_id: UUID, principal: Principal, transactions: Transactions
-    ) -> TransactionView:
-        return await transactions.show(principal.tenant_id, transaction_id)
+    @get("/{transaction_id:str}", summary="One transaction")
+    async def show(self, transaction_id: str, principal: Principal, transactions: Transactions) -> TransactionView:
+        return await transactions.show(principal.tenant_id, _id(transaction_id))
 
-    @get("/{transaction_id:uuid}/events", summary="Every change of its state, with time and cause")
-    async def events(self, transaction_id: UUID, principal: Principal, transactions: Transactions) -> EventList:
-        return EventList(await transactions.events(principal.tenant_id, transaction_id))
+    @get("/{transaction_id:str}/events", summary="Every change of its state, with time and cause")
+    async def events(self, transaction_id: str, principal: Principal, transactions: Transactions) -> EventList:
+        return EventList(await transactions.events(principal.tenant_id, _id(transaction_id)))
