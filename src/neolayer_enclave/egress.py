@@ -93,6 +93,9 @@ class Pattern:
         return host.endswith("." + self.host) if self.subdomains else host == self.host
 
 
+PRIVATE_HINT: Final = "and private ones are allowed in development only (NEOLAYER_EGRESS_ALLOW_PRIVATE)"
+
+
 def parse_pattern(text: str) -> Pattern:
     """``host``, ``host:port`` and ``*.host`` mean https; ``http://host:port`` is the one way to plain http.
 
@@ -200,15 +203,17 @@ class Egress:
         host = _host(url)
         if not any(pattern.admits(url.scheme, host, url.port or 0) for pattern in patterns):
             shown = f"{host}:{url.port}" if url.port != DEFAULT_PORTS.get(url.scheme) else host
-            how = " over plain http" if url.scheme == "http" else ""
-            raise FetchRefused("egress_denied", f"{shown}{how} is not among the hosts this function may reach")
+            need = f"http://{host}:{url.port}" if url.scheme == "http" else shown
+            raise FetchRefused(
+                "egress_denied", f"{shown} is not among the hosts this function may reach: it needs {need}"
+            )
         # The connector does not ask the resolver about a literal address; of one in an odd form (`127.1`) every
         # library thinks differently.
         literal = _is_literal(host)
         if (literal and not self._allow_private and not is_public(host)) or (
             not literal and NUMBER.fullmatch(host.rpartition(".")[2])
         ):
-            raise FetchRefused("egress_denied", f"{host} is not a public address")
+            raise FetchRefused("egress_denied", f"{host} is not a public address, {PRIVATE_HINT}")
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -239,7 +244,7 @@ class CheckedResolver(AbstractResolver):
         for found_family, _type, proto, _name, address in found:
             text = str(address[0])
             if not self._allow_private and not is_public(text):
-                raise _AddressDenied(f"{host} leads to {text}, which is not a public address")
+                raise _AddressDenied(f"{host} leads to {text}, which is not a public address, {PRIVATE_HINT}")
             results.append(
                 ResolveResult(
                     hostname=host,

@@ -46,4 +46,4 @@ class RequestMetrics:
 @get("/metrics", include_in_schema=False)
 async def metrics(refresh: Refresh) -> Response[bytes]:
     await refresh()
-    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))

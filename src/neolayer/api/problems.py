@@ -8,6 +8,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from neolayer.core.errors import MalformedJson, ServiceError
+from neolayer.core.names import WORDS
 
 _log = logging.getLogger(__name__)
 _PROBLEM = "application/problem+json"
@@ -95,7 +96,12 @@ def http_exception_handler(_: Request[Any, Any, Any], error: HTTPException) -> R
 
 def _sentence(part: dict[str, Any]) -> str:
     message = str(part.get("message", ""))
-    return message if part.get("key") in (None, "data") else f"{part['key']}: {message}"
+    for pattern, words in WORDS.items():
+        if repr(pattern) in message or pattern in message:
+            message = words
+    # Handlers call a parameter `in_state` where the framework has taken the name `state`.
+    key = str(part.get("key") or "data").removeprefix("in_")
+    return message if key == "data" else f"{key}: {message}"
 
 
 def unexpected_error_handler(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:

@@ -7,7 +7,7 @@ from litestar import Litestar, Request
 from litestar.config.app import AppConfig
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 
@@ -15,6 +15,7 @@ from neolayer import __version__
 from neolayer.api.auth import Authenticator, AuthMiddleware
 from neolayer.api.health import HealthChecks, live, ready
 from neolayer.api.metrics import Refresh, metrics
+from neolayer.api.openapi import describe
 from neolayer.api.problems import EXCEPTION_HANDLERS
 from neolayer.core.types import Principal
 
@@ -43,7 +44,7 @@ def build_api(
         "checks": constant(checks),
         "refresh": constant(refresh_metrics),
     }
-    return Litestar.from_config(
+    api = Litestar.from_config(
         AppConfig(
             route_handlers=[*routes, live, ready, metrics],
             dependencies=dependencies,
@@ -56,7 +57,9 @@ def build_api(
                 path="/schema",
                 components=Components(security_schemes={"apiKey": SecurityScheme(type="http", scheme="bearer")}),
                 security=[{"apiKey": []}],
-                render_plugins=[JsonRenderPlugin(), ScalarRenderPlugin()],
+                render_plugins=[JsonRenderPlugin()],
             ),
         )
     )
+    describe(api)
+    return api

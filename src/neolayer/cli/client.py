@@ -17,7 +17,7 @@ CREDENTIALS: Final = "client.json"
 
 
 class NoCredentials(ServiceError):
-    """No API key: start the system with `neolayer up` here, or set NEOLAYER_API_KEY."""
+    """There is no API key."""
 
     code = "no_credentials"
 
@@ -68,9 +68,14 @@ class Client:
     def __init__(self, connection: Connection) -> None:
         saved = credentials()
         self._url = (connection.url or saved.get("url") or "http://127.0.0.1:8420").rstrip("/")
+        if "://" not in self._url:
+            self._url = f"http://{self._url}"
         key = connection.api_key or saved.get("api_key")
         if not key:
-            raise NoCredentials
+            raise NoCredentials(
+                f"no API key: {home() / CREDENTIALS} does not exist. Run this where `neolayer up` was started, "
+                "or set NEOLAYER_HOME, or NEOLAYER_URL and NEOLAYER_API_KEY"
+            )
         self._headers = {"authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
 
@@ -127,6 +132,18 @@ class Client:
 
     async def get(self, path: str, **params: str | int | None) -> Any:
         return (await self.request("GET", path, params=params))[0]
+
+
+def items(page: Any) -> list[dict[str, Any]]:
+    """What a list holds.
+
+    Raises:
+        Unavailable: it is no list of our API.
+    """
+    if not isinstance(page, dict) or not isinstance(page.get("items"), list):
+        raise Unavailable("whoever answers at that address is not this API: check --url or NEOLAYER_URL")
+    found: list[dict[str, Any]] = page["items"]
+    return found
 
 
 def call(connection: Connection, method: str, path: str, **options: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 from cyclopts import App
 
-from neolayer.cli.client import DEFAULT, Connection, call
+from neolayer.cli.client import DEFAULT, Connection, call, items
 from neolayer.cli.output import console, print_fields, print_json, print_table
 
 app = App(name="executions", help="Runs of functions.")
@@ -28,14 +28,11 @@ def list_(*, function: str | None = None, limit: int = 20, connection: Connectio
     columns = {
         "id": "ID",
         "function": "FUNCTION",
-        "version": "VERSION",
         "status": "STATUS",
         "wall_ms": "WALL MS",
-        "cpu_ms": "CPU MS",
-        "cold": "COLD",
         "created_at": "STARTED",
     }
-    print_table(page["items"], columns, empty="No executions.")
+    print_table(items(page), columns, empty="No executions.")
 
 
 @app.command

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from neolayer.cli.client import DEFAULT, ApiProblem, Client, Connection, call
+from neolayer.cli.client import DEFAULT, ApiProblem, Client, Connection, call, items
 from neolayer.cli.executions import print_logs
 from neolayer.cli.output import console, notes, print_fields, print_json, print_table
 from neolayer.core.errors import InvalidRequest, ServiceError
@@ -24,12 +24,13 @@ def deploy(
     name: str | None = None,
     secret: Annotated[list[str] | None, Parameter(negative="")] = None,
     egress: Annotated[list[str] | None, Parameter(negative="")] = None,
-    timeout_ms: int = 10_000,
-    cpu_ms: int = 1_000,
-    memory_mb: int = 128,
+    timeout_ms: int | None = None,
+    cpu_ms: int | None = None,
+    memory_mb: int | None = None,
+    reset: Annotated[bool, Parameter(negative="")] = False,
     connection: Connection = DEFAULT,
 ) -> None:
-    """Deploy a function, or a new version of it.
+    """Deploy a function, or a new version of it. What is not given stays as the version before had it.
 
     Example: neolayer functions deploy examples/top-up.js --secret CLAIM_CODE
 
@@ -42,28 +43,33 @@ def deploy(
     secret
         A secret that the function may read; may be given several times.
     egress
-        A host that `fetch` may reach, like api.example.com; may be given several times.
+        A host that `fetch` may reach: api.example.com, *.example.com, api.example.com:8443, or http://host:port
+        for plain HTTP; may be given several times.
     timeout_ms
-        Longest duration of a call.
+        Longest duration of a call; 10,000 at first.
     cpu_ms
-        Most CPU time of a call.
+        Most CPU time of a call; 1,000 at first.
     memory_mb
-        Most memory of an isolate.
+        Most memory of an isolate; 128 at first.
+    reset
+        Do not take over secrets, hosts and limits of the version before.
     """
     try:
         source = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    body = {
-        "source": source,
-        "secrets": secret or [],
-        "egress": egress or [],
+    path = f"/functions/{name or file.stem}"
+    given = {
+        "secrets": secret,
+        "egress": egress,
         "timeout_ms": timeout_ms,
         "cpu_ms": cpu_ms,
         "memory_mb": memory_mb,
     }
+    body = {} if reset else _settings_of(path, connection)
+    body |= {setting: value for setting, value in given.items() if value is not None}
     try:
-        function = call(connection, "PUT", f"/functions/{name or file.stem}", body=body)
+        function = call(connection, "PUT", path, body=body | {"source": source})
     except ApiProblem as problem:
         if line := problem.body.get("line"):
             problem.detail = f"{file}:{line}:{problem.body.get('column')}: {problem.detail}"
@@ -74,11 +80,21 @@ def deploy(
         console.print(
             f"[green]✓[/] {function['name']} version {function['version']}  code {function['code_hash'][:16]}…"
         )
+        for granted in ("secrets", "egress"):
+            if function[granted]:
+                notes.print(f"  {granted}: {', '.join(function[granted])}")
         notes.print(f"Call it: neolayer functions invoke {function['name']} --input '{{}}'")
 
 
 @app.command
-def invoke(name: str, /, *, input: str | None = None, logs: bool = True, connection: Connection = DEFAULT) -> None:
+def invoke(
+    name: str,
+    /,
+    *,
+    input: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    logs: bool = True,
+    connection: Connection = DEFAULT,
+) -> None:
     """Call a function and print what it returns.
 
     Example: neolayer functions invoke top-up --input '{"code": "open-sesame"}'
@@ -113,6 +129,17 @@ def invoke(name: str, /, *, input: str | None = None, logs: bool = True, connect
     notes.print(f"execution {execution}", style="dim")
 
 
+def _settings_of(path: str, connection: Connection) -> dict[str, Any]:
+    """Secrets, hosts and limits of a function; nothing if there is none."""
+    try:
+        function = call(connection, "GET", path)
+    except ApiProblem as problem:
+        if problem.status == 404:
+            return {}
+        raise
+    return {name: function[name] for name in ("secrets", "egress", "timeout_ms", "cpu_ms", "memory_mb")}
+
+
 def _show_failure(problem: ApiProblem, connection: Connection) -> None:
     """What the function logged before it failed, and where it failed."""
     if execution := problem.body.get("execution"):
@@ -138,13 +165,11 @@ def list_(*, limit: int = 20, connection: Connection = DEFAULT) -> None:
     columns = {
         "name": "NAME",
         "version": "VERSION",
-        "timeout_ms": "TIMEOUT MS",
-        "memory_mb": "MEMORY MB",
         "secrets": "SECRETS",
         "egress": "EGRESS",
         "updated_at": "DEPLOYED",
     }
-    print_table(page["items"], columns, empty="No functions. `neolayer functions deploy FILE` makes one.")
+    print_table(items(page), columns, empty="No functions. `neolayer functions deploy FILE` makes one.")
 
 
 @app.command

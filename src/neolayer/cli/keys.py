@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-from neolayer.cli.client import DEFAULT, Connection, call
+from neolayer.cli.client import DEFAULT, Connection, call, items
 from neolayer.cli.output import console, notes, print_fields, print_json, print_table
 
 app = App(name="keys", help="API keys of this tenant.")
@@ -41,11 +41,10 @@ def list_(*, limit: int = 20, connection: Connection = DEFAULT) -> None:
         "id": "ID",
         "name": "NAME",
         "prefix": "KEY",
-        "created_at": "CREATED",
         "last_used_at": "LAST USED",
         "revoked_at": "REVOKED",
     }
-    print_table(page["items"], columns, empty="No keys.")
+    print_table(items(page), columns, empty="No keys.")
 
 
 @app.command

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False)
+#: Nothing is folded on its way into a pipe.
+_WIDTH = None if sys.stdout.isatty() else 10_000
+console = Console(highlight=False, width=_WIDTH)
 notes = Console(stderr=True, highlight=False)
 
 _STATE_STYLES = {
@@ -36,7 +38,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], *
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in columns.values():
         # What people copy must stay in one piece.
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("ID", "ADDRESS", "CREATED"))
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("ID", "NAME", "ADDRESS"))
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
     if table.row_count:
@@ -46,25 +48,34 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], *
 
 
 def print_fields(pairs: Mapping[str, Any]) -> None:
-    """One thing, a line a member; members that are null are left out."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in pairs.items():
-        if value is not None:
-            table.add_row(name, _cell(value))
-    console.print(table)
+    """One thing, a line a member; members that are null are left out. Nothing is folded, so it can be copied."""
+    shown = {name: value for name, value in pairs.items() if value is not None}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        line = Text(f"{name:<{width}}  ", style="bold") + _cell(value, full=True)
+        console.print(line, soft_wrap=True)
 
 
-def _cell(value: Any) -> Text:
+def _cell(value: Any, *, full: bool = False) -> Text:
+    """``full``: dates with the time of day whatever the day."""
     if value is None:
         return Text("-", style="dim")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict) for part in value)):
+        return Text(json.dumps(value, ensure_ascii=False))
     if isinstance(value, list):
         return Text(", ".join(map(str, value)) or "-")
-    if isinstance(value, dict):
-        return Text(json.dumps(value, ensure_ascii=False))
     text = str(value)
     if len(text) >= 20 and text[10:11] == "T":
         with contextlib.suppress(ValueError):
-            text = datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            text = _local(datetime.fromisoformat(text), full=full)
     return Text(text, style=_STATE_STYLES.get(text, ""))
+
+
+def _local(time: datetime, *, full: bool) -> str:
+    """In local time; of today only the time of day, unless ``full``."""
+    local = time.astimezone()
+    if full:
+        return local.strftime("%Y-%m-%d %H:%M:%S")
+    return local.strftime("%H:%M:%S" if local.date() == datetime.now().astimezone().date() else "%Y-%m-%d")

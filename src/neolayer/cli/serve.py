@@ -6,9 +6,20 @@ import signal
 
 from cyclopts import App
 
-from neolayer.core.settings import Settings
+from neolayer.core.settings import BadSettings, Settings
 
 app = App()
+
+
+def require_parts(settings: Settings) -> None:
+    """
+    Raises:
+        BadSettings: names what this process cannot run without.
+    """
+    needed = ("database_url", "valkey_url", "rpc_urls")
+    if missing := [f"NEOLAYER_{name.upper()}" for name in needed if not getattr(settings, name)]:
+        hint = "is needed here; `neolayer up` starts embedded parts and sets it"
+        raise BadSettings([f"{name} {hint}" for name in missing])
 
 
 @app.command
@@ -21,6 +32,7 @@ def api() -> None:
     from granian.constants import Interfaces, Loops
 
     settings = Settings.load(os.environ)
+    require_parts(settings)
     Granian(
         "neolayer.app:create_api",
         factory=True,
@@ -47,6 +59,7 @@ def worker() -> None:
     from neolayer.observability.log import configure_logging
 
     settings = Settings.load(os.environ)
+    require_parts(settings)
     configure_logging(settings.log_level)
 
     async def run() -> None:
@@ -67,7 +80,6 @@ def migrate() -> None:
 
     Example: NEOLAYER_DATABASE_URL=… neolayer migrate
     """
-    from neolayer.core.settings import BadSettings
     from neolayer.db.migrations import migrate as apply
 
     settings = Settings.load(os.environ)

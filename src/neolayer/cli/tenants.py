@@ -1,6 +1,7 @@
 """``neolayer tenants``: for the operator, beside the API and straight on the database."""
 
 import asyncio
+import logging
 import os
 from typing import Annotated, Any
 
@@ -36,7 +37,9 @@ async def _create(url: str, name: str) -> dict[str, Any]:
     from neolayer.accounts.service import create_tenant
     from neolayer.db.pool import Database
 
-    database = Database(url)
+    # The pool would tell of each attempt.
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+    database = Database(url, timeout_s=3)
     await database.open()
     try:
         tenant_id, key = await create_tenant(database, name)

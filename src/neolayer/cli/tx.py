@@ -5,16 +5,18 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from neolayer.cli.client import DEFAULT, Client, Connection, call
+from neolayer.cli.client import DEFAULT, Client, Connection, call, items
 from neolayer.cli.output import console, notes, print_fields, print_json, print_table
 from neolayer.core.errors import InvalidRequest, NotFound, ServiceError
+from neolayer.core.types import gas_parse
 
 app = App(name="tx", help="Transactions.")
 _POLL_S: Final = 0.25
+State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected"]
 _FINAL: Final = ("confirmed", "faulted", "expired", "cancelled", "rejected")
 
 
@@ -81,10 +83,59 @@ async def _watch(id: str | None, timeout_s: float, connection: Connection) -> di
 
 
 @app.command
-def send(file: Path, /, *, idempotency_key: str | None = None, connection: Connection = DEFAULT) -> None:
+def transfer(
+    to: str,
+    gas: str,
+    /,
+    *,
+    wallet: str = "default",
+    max_fee: str | None = None,
+    idempotency_key: str | None = None,
+    connection: Connection = DEFAULT,
+) -> None:
+    """Send GAS from a wallet.
+
+    Example: neolayer tx transfer Nadia4GBzUavRs1T6S9UYk8BXkPG6xVZj8 1.5
+
+    Parameters
+    ----------
+    to
+        Address `N…` or script hash `0x…`.
+    gas
+        How much.
+    wallet
+        Name or id of the wallet that pays.
+    max_fee
+        Most GAS for system fee and network fee together.
+    idempotency_key
+        The same key sends it once only, however often you try.
+    """
+    sender = call(connection, "GET", f"/wallets/{wallet}")["address"]
+    args = [
+        {"type": "Hash160", "value": sender},
+        {"type": "Hash160", "value": to},
+        {"type": "Integer", "value": str(gas_parse(gas))},
+        {"type": "Any", "value": None},
+    ]
+    body: dict[str, Any] = {
+        "wallet": wallet,
+        "calls": [{"contract": "GasToken", "method": "transfer", "args": args}],
+        "max_fee": max_fee,
+    }
+    _submit(body, idempotency_key, connection)
+
+
+@app.command
+def send(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    idempotency_key: str | None = None,
+    connection: Connection = DEFAULT,
+) -> None:
     """Send a transaction described by a JSON file; `-` reads it from standard input.
 
-    Example: neolayer tx send examples/transfer.json --idempotency-key payout-17
+    Example: neolayer tx send payout.json --idempotency-key payout-17
 
     Parameters
     ----------
@@ -94,9 +145,15 @@ def send(file: Path, /, *, idempotency_key: str | None = None, connection: Conne
         The same key and file send it once only, however often you try.
     """
     try:
-        body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"cannot read {file}: {error}") from None
+        body = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidRequest(f"{file} is not JSON: {error}") from None
+    _submit(body, idempotency_key, connection)
+
+
+def _submit(body: Any, idempotency_key: str | None, connection: Connection) -> None:
     headers = {"idempotency-key": idempotency_key} if idempotency_key else None
     view = call(connection, "POST", "/transactions", body=body, headers=headers)
     if connection.json:
@@ -107,7 +164,7 @@ def send(file: Path, /, *, idempotency_key: str | None = None, connection: Conne
 
 
 @app.command(name="list")
-def list_(*, state: str | None = None, limit: int = 20, connection: Connection = DEFAULT) -> None:
+def list_(*, state: State | None = None, limit: int = 20, connection: Connection = DEFAULT) -> None:
     """List transactions, newest first.
 
     Example: neolayer tx list --state confirmed
@@ -118,14 +175,12 @@ def list_(*, state: str | None = None, limit: int = 20, connection: Connection =
         return
     columns = {
         "id": "ID",
-        "wallet": "WALLET",
         "state": "STATE",
         "block": "BLOCK",
         "system_fee": "SYSTEM FEE",
-        "network_fee": "NETWORK FEE",
         "created_at": "CREATED",
     }
-    print_table(page["items"], columns, empty="No transactions.")
+    print_table(items(page), columns, empty="No transactions.")
 
 
 @app.command

@@ -252,11 +252,11 @@ class LiveReport(PlainReport):
         self._starting = False
 
     def _table(self) -> Table:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(width=1)
+        table = Table(box=None, show_header=False, pad_edge=False, expand=True)
+        table.add_column(width=1, no_wrap=True)
         table.add_column(style="bold", width=10)
         table.add_column(justify="right", style="cyan", width=6)
-        table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
+        table.add_column(style="dim", overflow="ellipsis", no_wrap=True, ratio=1)
         for name, event in self._events.items():
             starting = event.state == "starting"
             mark = self._spinner if starting else MARKS.get(event.state, "·")

@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-from neolayer.cli.client import DEFAULT, Connection, call
+from neolayer.cli.client import DEFAULT, Connection, call, items
 from neolayer.cli.output import print_fields, print_json, print_table
 
 app = App(name="wallets", help="Wallets whose keys live in the enclave.")
@@ -27,8 +27,8 @@ def list_(*, limit: int = 20, connection: Connection = DEFAULT) -> None:
     if connection.json:
         print_json(page)
         return
-    columns = {"name": "NAME", "address": "ADDRESS", "gas": "GAS", "created_at": "CREATED", "id": "ID"}
-    print_table(page["items"], columns, empty="No wallets. `neolayer wallets create NAME` makes one.")
+    columns = {"name": "NAME", "address": "ADDRESS", "gas": "GAS", "created_at": "CREATED"}
+    print_table(items(page), columns, empty="No wallets. `neolayer wallets create NAME` makes one.")
 
 
 @app.command
@@ -49,4 +49,4 @@ def _show(wallet: dict[str, object], connection: Connection) -> None:
     if connection.json:
         print_json(wallet)
     else:
-        print_fields(wallet)
+        print_fields(wallet | {"gas": wallet["gas"] or "unknown: no node answers"})

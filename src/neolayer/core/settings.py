@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Neo N3 nodes, comma-separated; without them a private network is started.
     rpc_urls: tuple[str, ...] = ()
     devnet_rpc_port: Port = 20332
-    rpc_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    rpc_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
 
     #: Unix socket of an enclave that runs apart; without it one is started.
     enclave_socket: Path | None = None

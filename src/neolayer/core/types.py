@@ -76,13 +76,11 @@ def gas_parse(text: str) -> int:
     """A decimal GAS string as datoshi.
 
     Raises:
-        InvalidRequest: not a plain decimal of at most 8 decimals, or negative.
+        InvalidRequest: not a plain decimal of below 10 billion with at most 8 decimals, or negative.
     """
     match = _GAS.fullmatch(text)
     if match is None:
-        raise InvalidRequest(
-            f"{text[:40]!r} is not a GAS amount: expected a decimal like '1.5', at most 8 decimals"
-        )
+        raise InvalidRequest(f"{text[:40]!r} is not a GAS amount: expected a decimal like '1.5', below 10^10")
     return int(match[1]) * DATOSHI_PER_GAS + int((match[2] or "").ljust(8, "0"))
 
 

@@ -52,7 +52,9 @@ class Database:
             await self.pool.open(wait=True, timeout=self._timeout_s)
         except PoolTimeout as error:
             await self.pool.close()
-            raise DatabaseUnavailable(f"no connection to the database: {error}") from error
+            raise DatabaseUnavailable(
+                f"no connection to the database within {self._timeout_s:g} s: is it running?"
+            ) from error
 
     async def close(self) -> None:
         await self.pool.close()

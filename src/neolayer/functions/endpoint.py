@@ -24,7 +24,7 @@ PREFIX: Final = "/api/v1/functions/"
 SUFFIX: Final = "/invoke"
 #: Largest input of a function; bytes.
 MAX_INPUT_BYTES: Final = 1_000_000
-_ROUTE: Final = "/api/v1/functions/{name:str}/invoke"
+_ROUTE: Final = "/api/v1/functions/{name}/invoke"
 _SUCCEEDED: Final = REQUESTS.labels("POST", _ROUTE, 200)
 #: Checks that bytes are one JSON value without building it.
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode

@@ -7,15 +7,13 @@ from uuid import UUID
 
 import msgspec
 
+from neolayer.core.names import HOST, NAME, SECRET_NAME
 from neolayer.enclave import Limits, SealedSecret
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
-SecretName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}(?!\n)$")]
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+SecretName = Annotated[str, msgspec.Meta(pattern=SECRET_NAME)]
 #: `api.example.com`, `*.example.com`, either with `:port`; `http://…` where plain HTTP is meant.
-HostPattern = Annotated[
-    str,
-    msgspec.Meta(pattern=r"^(https?://)?(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?(?!\n)$"),
-]
+HostPattern = Annotated[str, msgspec.Meta(pattern=HOST)]
 MAX_SOURCE_BYTES = 1_000_000
 
 

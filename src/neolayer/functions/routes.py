@@ -9,6 +9,7 @@ from litestar.params import Parameter
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
 from neolayer.core.ids import parse_id
+from neolayer.core.names import NAME
 from neolayer.core.types import Principal
 from neolayer.functions.endpoint import MAX_INPUT_BYTES, check_input
 from neolayer.functions.errors import ExecutionNotFound
@@ -22,7 +23,7 @@ from neolayer.functions.model import (
 )
 from neolayer.functions.service import Functions
 
-Name = Annotated[str, Parameter(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
+Name = Annotated[str, Parameter(pattern=NAME)]
 #: JSON escapes can make a source up to six times as long.
 _DEPLOY_LIMIT_BYTES = 6 * MAX_SOURCE_BYTES + 100_000
 

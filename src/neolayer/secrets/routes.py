@@ -6,15 +6,15 @@ import msgspec
 from litestar import Controller, delete, get, put
 from litestar.params import Parameter
 
+from neolayer.core.names import SECRET_NAME
 from neolayer.core.types import Principal
 from neolayer.secrets.service import Secret, Secrets
 
-#: Names as environment variables have them, so that `ctx.secrets.NAME` is plain JavaScript.
-Name = Annotated[str, Parameter(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}(?!\n)$")]
+Name = Annotated[str, Parameter(pattern=SECRET_NAME)]
 
 
 class PutSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    value: str
+    value: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class SecretList(msgspec.Struct, frozen=True):

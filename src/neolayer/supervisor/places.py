@@ -76,7 +76,8 @@ class Places:
                 pid = os.read(descriptor, 20).decode().strip() or "unknown"
                 raise AlreadyRunning(
                     f"`neolayer up` already runs on {self.home} (process {pid}); "
-                    "stop it first, or set NEOLAYER_HOME and NEOLAYER_PORT for a second system"
+                    "stop it first; a second system needs its own NEOLAYER_HOME, NEOLAYER_PORT "
+                    "and NEOLAYER_DEVNET_RPC_PORT"
                 ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -129,7 +129,9 @@ class Stack:
             code = await child.wait()
             lasted = time.monotonic() - began
             wait = _BACKOFF if lasted > _WELL_AFTER else wait
-            self._watch(Event(part.name, "exited", lasted, f"{_status(code)}: {_brief(child)}; see {child.log}"))
+            # Who was killed from outside has nothing to say about it.
+            words = "" if code < 0 else f": {_brief(child)}"
+            self._watch(Event(part.name, "exited", lasted, f"{_status(code)}{words}; see {child.log}"))
             child.kill()
             while True:
                 await asyncio.sleep(wait)

@@ -78,6 +78,10 @@ class System:
         else:
             settings = msgspec.structs.replace(settings, enclave_socket=places.enclave_socket)
             services.append(_enclave(places, mark, settings))
+        if not given.rpc_urls and given.port == given.devnet_rpc_port:
+            raise PortTaken(
+                f"NEOLAYER_PORT and NEOLAYER_DEVNET_RPC_PORT are both {given.port}; change one of them"
+            )
         check_port(given.host, given.port, "NEOLAYER_PORT")
 
         async def setup(_: Child | None) -> str:
@@ -117,7 +121,9 @@ def check_port(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror}; set {setting}") from None
+                raise PortTaken(
+                    f"cannot listen on {host}:{port}: {error.strerror}; set NEOLAYER_HOST or {setting}"
+                ) from None
             raise PortTaken(
                 f"port {port} is taken{_holder(port)}; end that, or set {setting} to a free port"
             ) from None
@@ -184,7 +190,8 @@ def _enclave(places: Places, mark: Mapping[str, str], settings: Settings) -> Par
     async def ready(child: Child | None) -> str:
         report = said(child)
         provider = report.get("provider", "simulated")
-        return f"{places.enclave_socket}  provider {provider}"
+        note = "  EGRESS TO PRIVATE ADDRESSES ALLOWED" if settings.egress_allow_private else ""
+        return f"{places.enclave_socket}  provider {provider}{note}"
 
     return Part(name="enclave", launch=launch, ready=ready)
 
@@ -209,7 +216,9 @@ def _own(places: Places, env: Mapping[str, str], name: str) -> Callable[[], Awai
 
 def _api_ready(settings: Settings) -> Callable[[Child | None], Awaitable[str]]:
     async def ready(_: Child | None) -> str:
-        await answers_http(f"{settings.url}/health/live")
+        answer = await answers_http(f"{settings.url}/health/live")
+        if not isinstance(answer, dict) or answer.get("status") != "alive":
+            raise NotReady(f"somebody else answers at {settings.url}")
         return settings.url
 
     return ready

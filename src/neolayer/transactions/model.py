@@ -11,7 +11,7 @@ import msgspec
 #: Its parts are checked by `chain.scripts`, which says where a mistake is.
 type CallJson = dict[str, Any]
 
-State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "cancelled", "rejected"]
+State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected"]
 
 
 class Priority(IntEnum):

@@ -1,13 +1,14 @@
 """What a transaction costs, and whether it would succeed: simulation, fees, balance."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from neolayer.chain.fees import FeePolicy, Fees
-from neolayer.chain.payload import Signer, UnsignedTransaction, verification_script
+from neolayer.chain.payload import Signer, UnsignedTransaction, parse_account, verification_script
 from neolayer.chain.rpc import InvokeResult, RpcClient
-from neolayer.chain.scripts import GAS
+from neolayer.chain.scripts import GAS, parse_contract
 from neolayer.core.types import Hash160, gas_text
 from neolayer.transactions.errors import FeeAboveCap, InsufficientGas, SimulationFaulted
 from neolayer.wallets.service import Wallet
@@ -77,24 +78,41 @@ class Pricing:
             )
         return price, result
 
-    async def preflight(self, wallet: Wallet, script: bytes, max_fee: int | None) -> Price:
+    async def preflight(self, wallet: Wallet, script: bytes, max_fee: int | None, *, gas_asked: int = 0) -> None:
         """`price`, and whether the wallet can pay for it.
 
         Fees are taken before the script runs, so GAS that the script moves away must be there beside them.
 
+        Args:
+            gas_asked: datoshi that the calls say they move out of the wallet: when that alone is too much, the
+                simulation ends in an ASSERT, which tells people little.
+
         Raises:
             InsufficientGas: it cannot.
         """
-        price, result = await self.price(wallet, script, max_fee)
-        needed = price.total + _gas_moved_away(result.notifications, wallet.script_hash)
         balance = await self._rpc.balance_of(GAS, wallet.script_hash)
+        needed = gas_asked
+        if balance >= needed:
+            price, result = await self.price(wallet, script, max_fee)
+            needed = price.total + _gas_moved_away(result.notifications, wallet.script_hash)
         if balance < needed:
             raise InsufficientGas(
                 f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
                 balance=gas_text(balance),
                 needed=gas_text(needed),
             )
-        return price
+
+
+def gas_asked(calls: Sequence[Mapping[str, Any]], account: Hash160) -> int:
+    """Datoshi that plain GAS transfers among well-formed calls take out of an account."""
+    asked = 0
+    for call in calls:
+        args = call.get("args", [])
+        if call["method"] == "transfer" and len(args) == 4 and parse_contract(call["contract"]) == GAS:
+            sender, _, amount, _ = (argument.get("value") for argument in args)
+            if isinstance(sender, str) and parse_account(sender) == account:
+                asked += int(amount)
+    return asked
 
 
 def _gas_moved_away(notifications: list[Any], account: Hash160) -> int:

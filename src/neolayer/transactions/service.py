@@ -18,7 +18,7 @@ from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.transactions.errors import TransactionNotFound
 from neolayer.transactions.model import EventView, Priority, TransactionRequest, TransactionView
-from neolayer.transactions.pricing import Pricing
+from neolayer.transactions.pricing import Pricing, gas_asked
 from neolayer.wallets.service import Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
@@ -81,7 +81,9 @@ class Transactions:
             return found, False
         network = None
         try:
-            await self._pricing.preflight(wallet, script, max_fee)
+            await self._pricing.preflight(
+                wallet, script, max_fee, gas_asked=gas_asked(request.calls, wallet.script_hash)
+            )
             network = await self._pricing.network()
         except NodeUnavailable as error:
             _log.warning("transaction %s queued untried: %s", id, error.detail)

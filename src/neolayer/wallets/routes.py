@@ -7,10 +7,11 @@ import msgspec
 from litestar import Controller, get, post
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
+from neolayer.core.names import NAME
 from neolayer.core.types import Principal
 from neolayer.wallets.service import Wallets, WalletView
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 
 
 class CreateWallet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
