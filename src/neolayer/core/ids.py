@@ -1,6 +1,6 @@
 """Identifiers."""
 
-import os
+import random
 import time
 from uuid import UUID
 
@@ -20,8 +20,12 @@ def parse_id(text: str, missing: type[NotFound], what: str) -> UUID:
 
 
 def uuid7() -> UUID:
-    """A UUIDv7 (RFC 9562 §5.7): 48 bit Unix time in ms, then random bits; sorts by time of creation."""
-    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10))
+    """A UUIDv7 (RFC 9562 §5.7): 48 bit Unix time in ms, then random bits; sorts by time of creation.
+
+    An id is no secret, so its bits need not come from the operating system each time: that is a system call.
+    """
+    bits = random.getrandbits(80)  # seeded from the system at start, anew after a fork
+    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | bits
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return UUID(int=value)

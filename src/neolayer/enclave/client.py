@@ -158,7 +158,6 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._outgoing: list[bytes] = []
         self._next_id = 0
         self._waiting: dict[int, _Waiting] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -204,15 +203,9 @@ class _Connection(asyncio.Protocol):
             del self._waiting[id]
 
     def _send(self, frame: bytes) -> None:
-        """Frames of one turn of the event loop leave in one system call."""
-        if not self._outgoing:
-            self._loop.call_soon(self._flush)
-        self._outgoing.append(frame)
-
-    def _flush(self) -> None:
+        """Dropped when the connection is gone. uvloop joins the writes of one turn of the event loop."""
         if self.open and self._transport:
-            self._transport.write(b"".join(self._outgoing))
-        self._outgoing.clear()
+            self._transport.write(frame)
 
     def _sweep(self) -> None:
         """One timer for all requests: most are answered long before one of their own would be worth its cost."""
