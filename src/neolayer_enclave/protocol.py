@@ -252,7 +252,6 @@ class HostCall(Message, frozen=True):
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-encode_into: Final = msgspec.msgpack.Encoder().encode_into
 decode_request: Final = msgspec.msgpack.Decoder(
     Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
 ).decode

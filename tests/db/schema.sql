@@ -87,7 +87,6 @@ CREATE TABLE public.transaction_attempts (
     network_fee bigint NOT NULL,
     signed_at timestamp with time zone DEFAULT now() NOT NULL,
     sent_at_height bigint,
-    ambiguous boolean DEFAULT false NOT NULL,
     result json,
     CONSTRAINT transaction_attempts_txid_check CHECK ((length(txid) = 32))
 );
@@ -123,7 +122,7 @@ CREATE TABLE public.transactions (
     lease_owner uuid,
     tries integer DEFAULT 0 NOT NULL,
     events integer DEFAULT 1 NOT NULL,
-    CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'cancelled'::text, 'rejected'::text])))
+    CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text])))
 );
 CREATE TABLE public.wallets (
     tenant_id uuid NOT NULL,

@@ -1,7 +1,7 @@
 """Lists: ``limit`` and an opaque ``cursor``. Newest first, by UUIDv7."""
 
 import base64
-from typing import Annotated
+from typing import Annotated, Protocol
 from uuid import UUID
 
 import msgspec
@@ -38,9 +38,15 @@ def decode_cursor(cursor: str | None) -> UUID:
         raise InvalidRequest("cursor is not one that this API gave out") from None
 
 
-def page[T: msgspec.Struct](items: list[T], limit: int) -> Page[T]:
+class Identified(Protocol):
+    """What a list may hold: things with an id to go on from."""
+
+    @property
+    def id(self) -> UUID: ...
+
+
+def page[T: Identified](items: list[T], limit: int) -> Page[T]:
     """Make a page of ``items``, fetched with ``limit + 1`` so that it shows whether there are more."""
     if len(items) <= limit:
         return Page(items, None)
-    last: UUID = items[limit - 1].id  # type: ignore[attr-defined]
-    return Page(items[:limit], encode_cursor(last))
+    return Page(items[:limit], encode_cursor(items[limit - 1].id))

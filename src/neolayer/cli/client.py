@@ -28,8 +28,8 @@ class ApiProblem(ServiceError):
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(body.get("detail") or f"HTTP {status}")
         self.body = body
-        self.code = body.get("code", "http_error")  # type: ignore[misc]
-        self.status = status  # type: ignore[misc]
+        self.code = body.get("code", "http_error")
+        self.status = status
 
 
 @Parameter(name="*")

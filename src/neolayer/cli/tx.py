@@ -17,7 +17,7 @@ from neolayer.core.types import gas_parse
 app = App(name="tx", help="Transactions.")
 _POLL_S: Final = 0.25
 State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected"]
-_FINAL: Final = ("confirmed", "faulted", "expired", "cancelled", "rejected")
+_FINAL: Final = ("confirmed", "faulted", "expired", "rejected")
 
 
 class NotConfirmed(ServiceError):

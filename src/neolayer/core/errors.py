@@ -4,15 +4,16 @@ Every error that may reach a user has a stable ``code``, an HTTP ``status`` and 
 request may simply be tried again. Rooms subclass `ServiceError` in their own ``errors.py``.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class ServiceError(Exception):
     """Something went wrong inside the service."""
 
-    code: ClassVar[str] = "internal_error"
-    status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    #: Of the class; errors that come from elsewhere with a code of their own set it on the instance.
+    code: str = "internal_error"
+    status: int = 500
+    retryable: bool = False
 
     def __init__(self, detail: str | None = None, **extra: Any) -> None:
         self.detail = detail or (self.__doc__ or self.code).strip().splitlines()[0]

@@ -7,7 +7,7 @@ which wins over the default. Unknown names and bad values are refused at start, 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,7 +25,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class BadSettings(ServiceError):
     """Some settings are unknown or unusable."""
 
-    code: ClassVar[str] = "bad_settings"
+    code = "bad_settings"
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems), problems=problems)

@@ -40,7 +40,6 @@ class EnclaveRefused(ServiceError):
 
     def __init__(self, code: str, message: str, *, retryable: bool, **extra: Any) -> None:
         super().__init__(message, **extra)
-        # Instance attributes shadow the class's: the code is only known at run time.
-        self.code = code  # type: ignore[misc]
-        self.retryable = retryable  # type: ignore[misc]
-        self.status = 503 if retryable else 422 if code in CLIENT_CODES else 500  # type: ignore[misc]
+        self.code = code
+        self.retryable = retryable
+        self.status = 503 if retryable else 422 if code in CLIENT_CODES else 500

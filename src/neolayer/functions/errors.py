@@ -36,10 +36,9 @@ class ExecutionFailed(ServiceError):
 
     def __init__(self, code: str, message: str, *, retryable: bool, **extra: object) -> None:
         super().__init__(message, **extra)
-        # Instance attributes shadow the class's: the code is only known at run time.
-        self.code = code  # type: ignore[misc]
-        self.retryable = retryable  # type: ignore[misc]
-        self.status = 503 if code == "cell_crashed" else 422  # type: ignore[misc]
+        self.code = code
+        self.retryable = retryable
+        self.status = 503 if code == "cell_crashed" else 422
 
 
 class RecordsFull(Unavailable):

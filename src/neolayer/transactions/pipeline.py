@@ -23,7 +23,7 @@ import msgspec
 from neolayer.chain.errors import BadCall, WrongNetwork
 from neolayer.chain.payload import Signer, UnsignedTransaction, signature_witness
 from neolayer.chain.rpc import RpcClient, SendOutcome
-from neolayer.core.errors import ServiceError, Unavailable
+from neolayer.core.errors import ServiceError
 from neolayer.core.ids import uuid7
 from neolayer.core.types import Hash256
 from neolayer.db.notices import NoticeListener
@@ -176,21 +176,19 @@ class Pipeline:
     async def _send(self, transaction: _Leased, *, maybe_sent_before: bool) -> None:
         """Send the stored bytes.
 
-        ``maybe_sent_before``: a worker before us may have sent them and died, so a refusal now does not prove
-        that no node has them. Only the chain can tell then, at ``valid_until_block``.
+        ``maybe_sent_before``: an earlier lease, of ours or of a worker that died, may have sent them without
+        hearing the answer, so a refusal now does not prove that no node has them. Only the chain can tell then,
+        at ``valid_until_block``.
         """
         row = await self._database.fetch_one(_SQL["attempt"], _key(transaction))
         assert row is not None
-        raw, txid, network, ambiguous = bytes(row[0]), Hash256(bytes(row[1])), row[2], row[3] or maybe_sent_before
+        raw, txid, network = bytes(row[0]), Hash256(bytes(row[1])), row[2]
         if network != (await self._rpc.version()).network:
             raise WrongNetwork(f"signed for network {network}")
         height = (await self._pricing.policy()).height
-        try:
-            outcome = await self._rpc.send_raw_transaction(raw)
-        except Unavailable:
-            await self._database.execute(_SQL["mark_ambiguous"], {"txid": txid.data})
-            raise
-        ambiguous = ambiguous or outcome.ambiguous
+        # When no answer comes this raises, and the next lease finds the state `signed`.
+        outcome = await self._rpc.send_raw_transaction(raw)
+        ambiguous = maybe_sent_before or outcome.ambiguous
         if outcome.kind == "rejected" and ambiguous and await self._rpc.knows(txid):
             outcome = SendOutcome("accepted")
         match outcome.kind:

@@ -82,12 +82,9 @@ SET available_at = now() + make_interval(secs => %(delay_s)s), lease_owner = NUL
 WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = %(state)s
 
 -- name: attempt
-SELECT raw, txid, network, ambiguous FROM transaction_attempts
+SELECT raw, txid, network FROM transaction_attempts
 WHERE tenant_id = %(tenant_id)s AND transaction_id = %(id)s
 ORDER BY signed_at DESC LIMIT 1
-
--- name: mark_ambiguous
-UPDATE transaction_attempts SET ambiguous = true WHERE txid = %(txid)s
 
 -- name: mark_sent
 UPDATE transaction_attempts SET sent_at_height = %(height)s WHERE txid = %(txid)s

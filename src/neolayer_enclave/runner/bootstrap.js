@@ -97,7 +97,7 @@
 
   function deliver(isStreaming, id, seq, ok, text, body) {
     const call = mapGet(calls, id);
-    const waiting = call?.pending === null ? undefined : mapGet(call.pending, seq);
+    const waiting = call === undefined || call.pending === null ? undefined : mapGet(call.pending, seq);
     if (waiting === undefined) return;
     mapDelete(call.pending, seq);
     call.hostCalls--;
@@ -114,7 +114,7 @@
 
   function fire(isStreaming, id, seq) {
     const call = mapGet(calls, id);
-    const timer = call?.pending === null ? undefined : mapGet(call.pending, seq);
+    const timer = call === undefined || call.pending === null ? undefined : mapGet(call.pending, seq);
     if (timer === undefined) return;
     enter(call, isStreaming);
     if (timer.repeat) {

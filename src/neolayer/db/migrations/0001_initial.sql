@@ -116,7 +116,7 @@ CREATE TABLE transactions (
     network          bigint,
 
     state            text NOT NULL CHECK (state IN ('queued', 'signed', 'sent', 'confirmed', 'faulted',
-                                                    'expired', 'cancelled', 'rejected')),
+                                                    'expired', 'rejected')),
     -- Why it is in this state, where that needs saying: {code, message}.
     cause            json,
     txid             bytea,
@@ -153,8 +153,6 @@ CREATE TABLE transaction_attempts (
     signed_at         timestamptz NOT NULL DEFAULT now(),
     -- Height of the chain when last sent; null before the first send.
     sent_at_height    bigint,
-    -- A send whose answer never came: the node may have the bytes whatever a later answer says.
-    ambiguous         boolean NOT NULL DEFAULT false,
     -- From the application log once included: {vmstate, exception, gas_consumed, stack}.
     result            json,
     PRIMARY KEY (tenant_id, txid),
