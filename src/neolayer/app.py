@@ -171,7 +171,7 @@ def health_checks(parts: Parts) -> HealthChecks:
 
 
 class Api:
-    """The ASGI application: the hottest path first, the framework for all else.
+    """The ASGI application.
 
     Built in the server's process by `create_api`; its parts live from lifespan startup to shutdown.
     """
@@ -180,12 +180,11 @@ class Api:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._litestar: ASGIApp | None = None
-        self._invoke: InvokeEndpoint | None = None
+        #: Plain calls of functions are served by the connections themselves.
+        self.invocations: InvokeEndpoint | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._invoke is not None and self._invoke.matches(scope):
-            await self._invoke(scope, receive, send)
-        elif self._litestar is not None:
+        if self._litestar is not None:
             await self._litestar(scope, receive, send)
         else:
             await self._lifespan(receive, send)
@@ -235,7 +234,7 @@ class Api:
                     CELLS.labels(counter).set(getattr(stats, counter))
 
         if self._settings.opt_raw_invoke:
-            self._invoke = InvokeEndpoint(functions, parts.accounts)
+            self.invocations = InvokeEndpoint(functions, parts.accounts)
         litestar = build_api(
             routes=[
                 KeysController,

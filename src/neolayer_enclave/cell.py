@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -24,7 +25,7 @@ import msgspec
 
 from neolayer_enclave import egress
 from neolayer_enclave.frames import FramePeer
-from neolayer_enclave.protocol import ErrorInfo, Failure, Limits, Result
+from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
 
 RUNNER: Final = Path(__file__).parent / "runner" / "cell.mjs"
 #: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
@@ -32,15 +33,16 @@ NODE_FLAGS: Final = ("--no-node-snapshot",)
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
 RESULT, CALL, CHECKED = range(16, 19)
-RESULT_HEAD: Final = struct.Struct("<BIIdHI")
+#: Of a RESULT, where the count of the cell's isolates is; the rest of it is `protocol.RESULT_HEAD` without the
+#: queue's time, which the cell does not know.
+ISOLATES: Final = struct.Struct("<3xH")
+U32: Final = struct.Struct("<I")
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
 #: `BlackBox`: since (CLOCK_MONOTONIC, ms; 0 until the cell is up), bundle and call on the main thread, bundles on
 #: other threads.
 BLACK_BOX: Final = struct.Struct("<dII12I")
 BLACK_BOX_BYTES: Final = 64
-COLD: Final = 1
-FAILED: Final = 2
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
 FETCH: Final = 2
 
@@ -48,7 +50,13 @@ FETCH: Final = 2
 GRACE_S: Final = 0.5
 #: What a cell may hold beside its functions, whose own limits come on top.
 CELL_RSS_BYTES: Final = 512 * 1024 * 1024
-MAX_RUNNING: Final = 1000
+#: Calls of a tenant that run at a time, and that wait for their turn.
+MAX_RUNNING: Final = 64
+MAX_WAITING: Final = 256
+#: The longest that one waits.
+WAIT_S: Final = 5.0
+#: Calls made by running functions never wait, or those that wait for them would wait for ever.
+MAX_NESTED: Final = 512
 MAX_FETCHES: Final = 50
 MAX_STDERR_BYTES: Final = 2_048
 #: V8 aborts when memory is out and traps when a size is beyond it.
@@ -62,7 +70,6 @@ CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
 STARTING_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
-_decode_error = msgspec.json.Decoder(ErrorInfo).decode
 
 
 class CheckReply(msgspec.Struct, frozen=True):
@@ -91,6 +98,8 @@ class Bundle:
     name: str
     #: Says whether another `Load` of the same name has the same content.
     digest: bytes
+    #: What the host calls it by.
+    handle: bytes
     #: Body of the cell's LOAD frame.
     content: bytes
     limits: Limits
@@ -118,34 +127,50 @@ class Bundle:
                 "limits": _plain(limits),
             }
         )
-        return cls(tenant, name, digest, content, limits, patterns)
+        return cls(tenant, name, digest, os.urandom(HANDLE_BYTES), content, limits, patterns)
 
 
 class Caller(Protocol):
     """Who waits for a call: a connection of the host."""
 
-    def finished(self, id: int, result: Result) -> None: ...
+    def finished(self, id: int, queue_us: bytes, result: bytes) -> None:
+        """The two together are the body of a ``RESULT``."""
+
+    def refused(self, id: int, failure: Failure) -> None:
+        """It was not started."""
 
     def host_call(self, run: "Run", seq: int, name: str, argument: bytes) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A running call of a function."""
+    """A call of a function, waiting or running."""
 
-    id: int
     caller: Caller
     #: Frame id of the caller's request.
     request: int
     bundle: Bundle
+    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, input.
+    content: bytes
     cell: "Cell"
     #: `time.monotonic`.
-    started: float
-    deadline: float
+    arrived: float
+    #: These three once it runs.
+    id: int = 0
+    started: float = 0.0
+    deadline: float = 0.0
     fetches: int = 0
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def nested(self) -> bool:
+        return self.content[0] > 0
+
+    @property
+    def queue_us(self) -> int:
+        return int((self.started - self.arrived) * 1e6)
 
     def answer(self, seq: int, *, ok: bool, text: bytes, body: bytes = b"") -> None:
         """Give the function what it waits for; dropped when the call is over."""
@@ -163,7 +188,11 @@ class CheckFailed(Exception):
 
 
 class NoCapacity(Exception):
-    """Every cell is busy, or the tenant has too many calls running."""
+    """Every cell is busy."""
+
+
+class TooManyCalls(Exception):
+    """The tenant has as many calls running and waiting as it may."""
 
 
 class Cell(FramePeer):
@@ -173,6 +202,8 @@ class Cell(FramePeer):
         super().__init__()
         self.tenant = tenant
         self.runs: dict[int, Run] = {}
+        #: Calls that wait for their turn.
+        self.waiting: deque[Run] = deque()
         self.isolates = 0
         self.ended = asyncio.Event()
         self.burial: asyncio.Task[None]
@@ -198,27 +229,51 @@ class Cell(FramePeer):
 
     @property
     def idle(self) -> bool:
-        return not self.runs and not self._checks
+        return not self.runs and not self.waiting and not self._checks
 
-    def invoke(self, caller: Caller, request: int, bundle: Bundle, execution: bytes, input: bytes) -> Run:
-        """Start a call; its end is told to ``caller``.
+    def invoke(self, caller: Caller, request: int, bundle: Bundle, content: bytes) -> Run:
+        """Start a call, or have it wait for its turn; its end is told to ``caller``.
 
         Raises:
-            NoCapacity: the tenant has too many calls running.
+            TooManyCalls: too many are waiting.
         """
-        if len(self.runs) >= MAX_RUNNING:
-            raise NoCapacity(f"more than {MAX_RUNNING} calls of this tenant are running")
+        run = Run(caller, request, bundle, content, self, time.monotonic())
+        self.take(run)
+        return run
+
+    def take(self, run: Run) -> None:
+        """Start a call, or have it wait for its turn, also one that waited in a cell that is gone.
+
+        Raises:
+            TooManyCalls: too many are waiting.
+        """
+        run.cell = self
+        running = len(self.runs)
+        if running < MAX_RUNNING or (run.nested and running < MAX_RUNNING + MAX_NESTED):
+            self._begin(run)
+        elif run.nested or len(self.waiting) >= MAX_WAITING:
+            raise TooManyCalls(
+                f"{MAX_RUNNING} calls of this tenant are running and {len(self.waiting)} are waiting"
+            )
+        else:
+            self.waiting.append(run)
+
+    def _begin(self, run: Run) -> None:
+        bundle = run.bundle
         number = self._numbers.get(bundle.name)
         if number is None:
             self._bundles += 1
             number = self._numbers[bundle.name] = self._bundles
             self._tell(LOAD, number, bundle.content)
-        now = time.monotonic()
-        id = self._next_id()
-        run = Run(id, caller, request, bundle, self, now, now + bundle.limits.timeout_ms / 1000)
-        self.runs[id] = run
-        self._tell(INVOKE, id, struct.pack("<IB", number, len(execution)), execution, input)
-        return run
+        run.started = now = time.monotonic()
+        run.deadline = now + bundle.limits.timeout_ms / 1000
+        self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
+        self.runs[run.id] = run
+        self._tell(INVOKE, run.id, U32.pack(number), run.content)
+
+    def _begin_next(self) -> None:
+        while self.waiting and len(self.runs) < MAX_RUNNING:
+            self._begin(self.waiting.popleft())
 
     async def check(self, source: str) -> None:
         """Load a source on trial.
@@ -256,6 +311,9 @@ class Cell(FramePeer):
         if self.runs.pop(run.id, None):
             self._drop_tasks(run)
             self._tell(CANCEL, run.id)
+            self._begin_next()
+        elif run in self.waiting:
+            self.waiting.remove(run)
 
     def end(self, reason: str) -> None:
         """End it without blame."""
@@ -269,7 +327,11 @@ class Cell(FramePeer):
         self._stop(crashed=True)
 
     def watch(self) -> None:
-        """Kill it if it hangs or grows too large."""
+        """Kill it if it hangs or grows too large; send away who waited too long."""
+        while self.waiting and time.monotonic() - self.waiting[0].arrived > WAIT_S:
+            run = self.waiting.popleft()
+            message = f"{MAX_RUNNING} calls of this tenant are running, none ended within {WAIT_S:g} s"
+            run.caller.refused(run.request, Failure("too_many_calls", message, retryable=True))
         if self._process is None or self._black_box is None:
             return
         now = time.monotonic()
@@ -337,28 +399,12 @@ class Cell(FramePeer):
             self._unsent.append((kind, id, parts))
 
     def _finished(self, run: Run, body: bytes) -> None:
-        flags, wall_us, cpu_us, heap_bytes, self.isolates, length = RESULT_HEAD.unpack_from(body)
-        text_end = RESULT_HEAD.size + length
-        text, logs = body[RESULT_HEAD.size : text_end], body[text_end:]
-        error = None
-        if flags & FAILED:
-            error, text = _decode_error(text), b""
-            if error.retryable and run.sent:
-                error = ErrorInfo(error.code, error.message, error.stack, retryable=False)
-        self._drop_tasks(run)
-        run.caller.finished(
-            run.request,
-            Result(
-                output=text,
-                error=error,
-                logs=b"[%b]" % logs if logs else b"",
-                wall_us=wall_us,
-                cpu_us=cpu_us,
-                heap_bytes=int(heap_bytes),
-                cold=bool(flags & COLD),
-                fetches=run.fetches,
-            ),
-        )
+        (self.isolates,) = ISOLATES.unpack_from(body)
+        if run.tasks:
+            self._drop_tasks(run)
+        if self.waiting:
+            self._begin_next()
+        run.caller.finished(run.request, U32.pack(run.queue_us), body)
 
     def _asked(self, run: Run, seq: int, function: int, argument: bytes) -> None:
         if function == FETCH:
@@ -468,9 +514,9 @@ class Cell(FramePeer):
                     "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
                 }[code]
                 error = ErrorInfo(code, message)
-        wall_us = int((time.monotonic() - run.started) * 1e6)
-        result = Result(b"", error, b"", wall_us, 0, 0, cold=False, fetches=run.fetches)
-        run.caller.finished(run.request, result)
+        wall_us = min(int((time.monotonic() - run.started) * 1e6), 0xFFFF_FFFF)
+        result = encode_failed(error, queue_us=run.queue_us, wall_us=wall_us, fetches=run.fetches)
+        run.caller.finished(run.request, result[:QUEUE_BYTES], result[QUEUE_BYTES:])
 
     def _in_memory_trouble(self) -> tuple[int, str] | None:
         """The one bundle that was being run when the memory ran out, if it was one."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections import deque
 from pathlib import Path
 from typing import Final
 
 from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.protocol import Failure
 
 WATCH_S: Final = 0.02
 
@@ -25,6 +27,7 @@ class Cells:
         self._cells: dict[str, Cell] = {}
         self._ending: set[Cell] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._closing = False
         self.started = 0
         self.crashed = 0
 
@@ -62,6 +65,7 @@ class Cells:
             cell.unload(bundle)
 
     async def close(self) -> None:
+        self._closing = True
         if self._watcher:
             self._watcher.cancel()
         for cell in list(self._cells.values()):
@@ -81,6 +85,14 @@ class Cells:
         self._ending.add(cell)
         cell.burial.add_done_callback(lambda _: self._ending.discard(cell))
         self.crashed += crashed
+        waiting, cell.waiting = cell.waiting, deque()
+        for run in waiting:
+            try:
+                if self._closing:
+                    raise NoCapacity("the enclave is stopping")
+                self.of(cell.tenant).take(run)
+            except NoCapacity as error:
+                run.caller.refused(run.request, Failure("no_capacity", str(error), retryable=True))
 
     async def _watch(self) -> None:
         try:

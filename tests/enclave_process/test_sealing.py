@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from neolayer_enclave import protocol
 from neolayer_enclave.protocol import Limits, Load, Loaded, SealedSecret
-from tests.enclave_process.host import Host, Process, Refusal, output
+from tests.enclave_process.host import HANDLES, Host, Process, Refusal, output
 
 
 async def start_and_fail(folder: Path) -> tuple[int, str]:
@@ -46,7 +46,7 @@ async def test_the_root_is_made_once_and_for_its_owner_only(tmp_path: Path) -> N
     load = Load(
         "alice", "b", "f", "export default (i, c) => c.secrets.KEY", Limits(), [SealedSecret("KEY", 1, sealed)], []
     )
-    await host.ask(load, Loaded)
+    HANDLES["b"] = (await host.ask(load, Loaded)).handle
     assert output(await host.invoke("b")) == "value"
     await host.close()
     await second.stop()

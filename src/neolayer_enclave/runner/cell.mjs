@@ -4,12 +4,13 @@
 // Bodies of the frames, integers little endian:
 //   LOAD     JSON {file, source, secrets, limits}          id: number of the bundle
 //   UNLOAD   -                                             id: number of the bundle
-//   INVOKE   u32 bundle | u8 n | execution, n bytes | input   id: number of the call, as in all that follow
+//   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | input   id: number of the call, as in all that follow
 //   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | body of a response
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
-//   RESULT   u8 flags (1 cold, 2 failed) | u32 wall µs | u32 CPU µs | f64 heap bytes | u16 isolates | u32 n
-//            | output or [code, message, stack, retryable], n bytes | log lines joined by commas
+//   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
+//            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
+//            | log lines joined by commas
 //   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet) | JSON
 //   CHECKED  JSON null or {code, message, line, column}
 
@@ -22,8 +23,13 @@ const MAX_OUTPUT_BYTES = 1_048_576;
 const MAX_ISOLATES = 64;
 // Of isolates in which nothing runs; half of what the enclave lets a cell hold beside its running functions.
 const MAX_IDLE_BYTES = 256 * 1024 * 1024;
-const RESULT_BYTES = 23;
+const RESULT_BYTES = 33;
 const CALL_BYTES = 5;
+const KIND_SEND = 1;
+const KIND_FETCH = 2;
+// Of an INVOKE, where the execution's id is, and where the input begins.
+const EXECUTION_AT = 5;
+const INPUT_AT = 21;
 const COLD = 1;
 const FAILED = 2;
 
@@ -43,27 +49,36 @@ const runner = {
     calls.delete(call.id);
     call.isolate.calls.delete(call.id);
     for (const timer of call.timers.values()) clearTimeout(timer);
-    let text = Buffer.from(error === null ? output : JSON.stringify(error));
-    let failed = error !== null;
-    if (!failed && text.length > MAX_OUTPUT_BYTES) {
+    // A call that may have had an effect must not be repeated blindly.
+    if (error !== null && call.sent) error[3] = false;
+    let text = error === null ? output : JSON.stringify(error);
+    let bytes = Buffer.byteLength(text), failed = error !== null;
+    if (!failed && bytes > MAX_OUTPUT_BYTES) {
       failed = true;
-      text = Buffer.from(`["invalid_output","the output has more than ${MAX_OUTPUT_BYTES} bytes","",false]`);
+      text = `["invalid_output","the output has more than ${MAX_OUTPUT_BYTES} bytes","",false]`;
+      bytes = text.length;
     }
-    const head = Buffer.allocUnsafe(RESULT_BYTES);
-    head[0] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
-    head.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), 1);
-    head.writeUInt32LE(Math.round(call.cpuNs / 1000), 5);
-    head.writeDoubleLE(call.isolate.heapBytes, 9);
-    head.writeUInt16LE(isolates.size, 17);
-    head.writeUInt32LE(text.length, 19);
-    if (logs === '') frames.send(FROM_CELL.RESULT, call.id, head, text);
-    else frames.send(FROM_CELL.RESULT, call.id, head, text, Buffer.from(logs));
+    const { heapBytes } = call.isolate;
+    const body = Buffer.allocUnsafe(RESULT_BYTES + bytes);
+    body[0] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
+    body.writeUInt16LE(call.fetches, 1);
+    body.writeUInt16LE(isolates.size, 3);
+    body.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), 5);
+    body.writeUInt32LE(Math.round(call.cpuNs / 1000), 9);
+    body.writeDoubleLE(heapBytes, 13);
+    body.writeDoubleLE(Math.max(call.peakBytes, heapBytes), 21);
+    body.writeUInt32LE(bytes, 29);
+    body.utf8Write(text, RESULT_BYTES);
+    if (logs === '') frames.send(FROM_CELL.RESULT, call.id, body);
+    else frames.send(FROM_CELL.RESULT, call.id, body, Buffer.from(logs));
   },
 
   ask(call, seq, kind, text) {
     const head = Buffer.allocUnsafe(CALL_BYTES);
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
+    if (kind === KIND_FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
+    else if (kind === KIND_SEND) call.sent = true;
     frames.send(FROM_CELL.CALL, call.id, head, Buffer.from(text));
   },
 
@@ -102,10 +117,9 @@ function receive(kind, id, data, at, end) {
 
 function invoke(id, data, at, end) {
   const bundle = bundles.get(data.readUInt32LE(at));
-  const executionEnd = at + 5 + data[at + 4];
   const call = newCall(id, bundle.limits);
-  call.execution = data.utf8Slice(at + 5, executionEnd);
-  call.input = data.utf8Slice(executionEnd, end);
+  call.execution = uuid(data.hexSlice(at + EXECUTION_AT, at + INPUT_AT));
+  call.input = data.utf8Slice(at + INPUT_AT, end);
   let isolate = bundle.isolate;
   if (isolate === null || isolate.retired) {
     call.cold = true;
@@ -156,8 +170,12 @@ function newCall(id, limits) {
   const now = performance.now();
   return {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
-    cold: false, over: false, execution: '', input: '', isolate: null, timers: new Map(), streamed: [],
+    cold: false, over: false, sent: false, fetches: 0, peakBytes: 0, execution: '', input: '', isolate: null, timers: new Map(), streamed: [],
   };
+}
+
+function uuid(hex) {
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
 }
 
 function newIsolate(bundle) {

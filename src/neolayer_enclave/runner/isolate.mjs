@@ -224,6 +224,7 @@ export class FunctionIsolate {
       return;
     }
     this.#sampleHeap();
+    call.peakBytes = Math.max(call.peakBytes, this.heapBytes);
     this.#drain(this.#entries.take.applySync());
   }
 
