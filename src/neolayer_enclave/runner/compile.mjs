@@ -6,10 +6,6 @@ import { InvalidFunction, syntaxError } from './errors.mjs';
 // Of the line that the script's prologue takes, see script.mjs.
 const LINE_OFFSET = -1;
 
-const HTML_COMMENT = /<!--/g;
-// Allowed in strings, templates, patterns and comments, and nowhere else.
-const NOT_CODE = '\x01\x01\x01\x01';
-
 // Returns the script's text for a source in JavaScript or erasable TypeScript. What parses as JavaScript is
 // JavaScript. Throws InvalidFunction `syntax_error` or `typescript_not_erasable` with a 1-based position, or
 // `import_not_supported`.
@@ -53,14 +49,6 @@ async function checkModule(isolate, module, file) {
   compiled.release();
   if (specifier !== undefined) {
     throw new InvalidFunction('import_not_supported', `cannot import '${specifier}': a function is one file`);
-  }
-  if (module.search(HTML_COMMENT) >= 0) {
-    // To a script it begins a comment; to a module it is three operators.
-    try {
-      (await compileModule(isolate, module.replace(HTML_COMMENT, NOT_CODE), file)).release();
-    } catch (error) {
-      throw new InvalidFunction('syntax_error', "put a blank into '<!--'", { line: error.line, column: error.column });
-    }
   }
 }
 

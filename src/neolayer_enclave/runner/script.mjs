@@ -12,6 +12,7 @@ const PROLOGUE = '(async function () { "use strict";\n';
 
 const LINE_BREAK = /[\n\r\u2028\u2029]/;
 const NO_LINE_BREAK = /[^\n\r\u2028\u2029]/g;
+const OTHER_BLANKS = /[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]/g;
 const SPACE = String.raw`(?:\s|\/\*[^]*?\*\/|\/\/[^\n\r\u2028\u2029]*)*`;
 const SPACE_OF_A_LINE = String.raw`(?:[^\S\n\r\u2028\u2029]|\/\*[^\n\r\u2028\u2029]*?\*\/)+`;
 const WORD_ENDS = String.raw`(?![\p{ID_Continue}$\u200c\u200d\\])`;
@@ -29,7 +30,7 @@ const EMPTY_CLAUSE = new RegExp(String.raw`\bexport${SPACE}\{${SPACE}\}`, 'g');
 // Returns the script's text. Throws InvalidFunction `import_not_supported`.
 export async function toScript(module) {
   await init;
-  const [imports, exports] = parse(module);
+  const [imports, exports] = lex(module);
   for (const { type, importStart } of imports) {
     const what = type === 'import-meta' ? 'import.meta' : 'import()';
     throw InvalidFunction.at(module, importStart, 'import_not_supported', `${what} is not supported: a function is one file`);
@@ -47,9 +48,7 @@ export async function toScript(module) {
       edits.blank(exportStart, exportStart + 'export'.length);
     }
   }
-  for (const { 0: clause, index } of module.matchAll(EMPTY_CLAUSE)) {
-    if (isCode(module, index, clause)) edits.blank(index, index + clause.length);
-  }
+  for (const [start, end] of emptyClauses(module)) edits.blank(start, end);
   if (module.startsWith('#!')) edits.replace(0, 2, '//');
   return `${PROLOGUE}${edits.apply()}\n;return ${entry};\n})`;
 }
@@ -81,10 +80,29 @@ function unusedName(module) {
   return name;
 }
 
-// The lexer does not tell where nothing is exported; it does when something is.
-function isCode(module, index, clause) {
-  const [, exports] = parse(`${module.slice(0, index)}export{x}${module.slice(index + clause.length)}`);
-  return exports.some(({ exportStart }) => exportStart === index);
+// The lexer does not tell where nothing is exported. It does when something is.
+function emptyClauses(module) {
+  const found = [...module.matchAll(EMPTY_CLAUSE)];
+  if (found.length === 0) return [];
+  const places = new Map();
+  let filled = '', at = 0;
+  for (const { 0: clause, index } of found) {
+    filled += module.slice(at, index);
+    places.set(filled.length, [index, index + clause.length]);
+    filled += 'export{x}';
+    at = index + clause.length;
+  }
+  const [, exports] = lex(filled + module.slice(at));
+  return exports.map(({ exportStart }) => places.get(exportStart)).filter(Boolean);
+}
+
+// The lexer knows the blanks of ASCII only.
+function lex(module) {
+  try {
+    return parse(module.replace(OTHER_BLANKS, ' '));
+  } catch (error) {
+    throw InvalidFunction.at(module, error.idx ?? 0, 'syntax_error', 'this cannot be understood from here on');
+  }
 }
 
 function endOf(pattern, text, at) {
