@@ -4,8 +4,10 @@
 // stand. They are edited in place: every character that stays keeps its line and column, as error positions need.
 // The script's value is an async function, as a module may `await`; its promise gives the default export.
 
-import { init, parse } from 'es-module-lexer';
 import { InvalidFunction } from './errors.mjs';
+
+// There is no WebAssembly in a process without a JIT.
+const { init, parse } = await import(typeof WebAssembly === 'undefined' ? 'es-module-lexer/js' : 'es-module-lexer');
 
 // Strict as modules are, and nothing of it is global. On a line of its own, which compile.mjs takes off the positions.
 const PROLOGUE = '(async function () { "use strict";\n';
