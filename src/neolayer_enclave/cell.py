@@ -25,14 +25,16 @@ import msgspec
 
 from neolayer_enclave import egress
 from neolayer_enclave.frames import FramePeer
+from neolayer_enclave.loading import FORM_CHECKED, NODE_FLAGS, RUNNER, Loading
 from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
 
-RUNNER: Final = Path(__file__).parent / "runner" / "cell.mjs"
-#: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
-NODE_FLAGS: Final = ("--no-node-snapshot",)
+MAIN: Final = RUNNER / "cell.mjs"
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
 RESULT, CALL, CHECKED = range(16, 19)
+#: How functions become isolates, see `loading`.
+OPTIONS, WARM, SHRINK = range(32, 35)
+CODE, LOADED, FIRST, WARMED, UP = range(48, 53)
 #: Of a RESULT, where the count of the cell's isolates is; the rest of it is `protocol.RESULT_HEAD` without the
 #: queue's time, which the cell does not know.
 ISOLATES: Final = struct.Struct("<3xH")
@@ -43,6 +45,7 @@ DELIVER_HEAD: Final = struct.Struct("<IBI")
 #: other threads.
 BLACK_BOX: Final = struct.Struct("<dII12I")
 BLACK_BOX_BYTES: Final = 64
+WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
 FETCH: Final = 2
 
@@ -100,8 +103,9 @@ class Bundle:
     digest: bytes
     #: What the host calls it by.
     handle: bytes
-    #: Body of the cell's LOAD frame.
-    content: bytes
+    #: First part of the cell's LOAD frame.
+    head: bytes
+    source: bytes
     limits: Limits
     patterns: list[egress.Pattern]
 
@@ -117,17 +121,23 @@ class Bundle:
         limits: Limits,
         secrets: dict[str, str],
         patterns: list[egress.Pattern],
+        isolation: str = "version",
     ) -> Self:
         """``shown`` becomes the file name in stack traces."""
-        content = _json(
+        head = _json(
             {
                 "file": f"{re.sub(r'[^\w.-]', '_', shown)}.js",
-                "source": source,
                 "secrets": _json(secrets).decode(),
                 "limits": _plain(limits),
+                "isolation": isolation,
             }
         )
-        return cls(tenant, name, digest, os.urandom(HANDLE_BYTES), content, limits, patterns)
+        head = len(head).to_bytes(4, "little") + head
+        return cls(tenant, name, digest, os.urandom(HANDLE_BYTES), head, source.encode(), limits, patterns)
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.source)
 
 
 class Caller(Protocol):
@@ -187,6 +197,10 @@ class CheckFailed(Exception):
         self.failure = failure
 
 
+class CannotWarm(Exception):
+    """The isolate of a bundle cannot be made ahead; a call will say why."""
+
+
 class NoCapacity(Exception):
     """Every cell is busy."""
 
@@ -198,7 +212,9 @@ class TooManyCalls(Exception):
 class Cell(FramePeer):
     """One Node process and what runs in it. Frames sent before it is up wait in its socket."""
 
-    def __init__(self, tenant: str, node: Path, web: egress.Egress, rss_bytes: int, gone: "Gone") -> None:
+    def __init__(
+        self, tenant: str, node: Path, web: egress.Egress, loading: Loading, rss_bytes: int, gone: "Gone"
+    ) -> None:
         super().__init__()
         self.tenant = tenant
         self.runs: dict[int, Run] = {}
@@ -209,14 +225,18 @@ class Cell(FramePeer):
         self.burial: asyncio.Task[None]
         self._node = node
         self._egress = web
+        self._loading = loading
         self._rss_bytes = rss_bytes
         self._gone = gone
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
+        self._checked: dict[int, bytes] = {}
+        self._warms: dict[int, asyncio.Future[int]] = {}
         self._ids = 0
         #: Numbers under which the cell knows bundles.
         self._numbers: dict[str, int] = {}
+        self._loaded: dict[int, Bundle] = {}
         self._bundles = 0
-        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = []
+        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
         self._process: asyncio.subprocess.Process | None = None
         self._black_box: mmap.mmap | None = None
         self._up_since: float | None = None
@@ -229,7 +249,7 @@ class Cell(FramePeer):
 
     @property
     def idle(self) -> bool:
-        return not self.runs and not self.waiting and not self._checks
+        return not self.runs and not self.waiting and not self._checks and not self._warms
 
     def invoke(self, caller: Caller, request: int, bundle: Bundle, content: bytes) -> Run:
         """Start a call, or have it wait for its turn; its end is told to ``caller``.
@@ -260,11 +280,8 @@ class Cell(FramePeer):
 
     def _begin(self, run: Run) -> None:
         bundle = run.bundle
-        number = self._numbers.get(bundle.name)
-        if number is None:
-            self._bundles += 1
-            number = self._numbers[bundle.name] = self._bundles
-            self._tell(LOAD, number, bundle.content)
+        number = self._number(bundle)
+        self._loading.calls += 1
         run.started = now = time.monotonic()
         run.deadline = now + bundle.limits.timeout_ms / 1000
         self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
@@ -275,6 +292,32 @@ class Cell(FramePeer):
         while self.waiting and len(self.runs) < MAX_RUNNING:
             self._begin(self.waiting.popleft())
 
+    async def warm(self, bundle: Bundle) -> bool:
+        """Make the bundle's isolate. Returns whether there was one already.
+
+        Raises:
+            CannotWarm: the function's top level fails, or the cell ended.
+        """
+        id = self._next_id()
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._warms[id] = answer
+        try:
+            self._tell(WARM, id, self._number(bundle).to_bytes(4, "little"))
+            async with asyncio.timeout(bundle.limits.timeout_ms / 1000 + GRACE_S + STARTING_S):
+                outcome = await answer
+        except TimeoutError:
+            self.kill("an isolate could not be made ahead in time")
+            outcome = WARM_FAILED
+        finally:
+            del self._warms[id]
+        if outcome == WARM_FAILED:
+            raise CannotWarm(bundle.name)
+        return outcome == WARM_WAS_THERE
+
+    def shrink(self, most_bytes: int) -> None:
+        """End isolates at rest until the others hold no more than that."""
+        self._tell(SHRINK, 0, (most_bytes >> 20).to_bytes(4, "little"))
+
     async def check(self, source: str) -> None:
         """Load a source on trial.
 
@@ -284,6 +327,7 @@ class Cell(FramePeer):
         id = self._next_id()
         answer: asyncio.Future[CheckReply | None] = asyncio.get_running_loop().create_future()
         self._checks[id] = answer
+        self._checked[id] = source.encode()
         try:
             content = _json({"file": "function.js", "source": source, "limits": _plain(CHECK_LIMITS)})
             self._tell(CHECK, id, content)
@@ -293,14 +337,25 @@ class Cell(FramePeer):
             self.kill("a check took too long")
             wrong = CheckReply("invalid_function", "its top level does not end")
         finally:
-            del self._checks[id]
+            del self._checks[id], self._checked[id]
         if wrong:
             raise CheckFailed(Failure(wrong.code, wrong.message, False, wrong.line, wrong.column))
 
     def unload(self, bundle: Bundle) -> None:
         number = self._numbers.pop(bundle.name, None)
         if number is not None:
+            del self._loaded[number]
             self._tell(UNLOAD, number)
+
+    def _number(self, bundle: Bundle) -> int:
+        """Under which the cell knows the bundle, from now on if not before."""
+        number = self._numbers.get(bundle.name)
+        if number is None:
+            self._bundles += 1
+            number = self._numbers[bundle.name] = self._bundles
+            self._loaded[number] = bundle
+            self._tell(LOAD, number, bundle.head, self._loading.program(bundle.tenant, bundle.source))
+        return number
 
     def deliver(self, run: Run, seq: int, *, ok: bool, text: bytes, body: bytes) -> None:
         if self.runs.get(run.id) is run:
@@ -380,6 +435,25 @@ class Cell(FramePeer):
             answer = self._checks.get(id)
             if answer and not answer.done():
                 answer.set_result(_decode_check(body))
+        elif kind == UP:
+            self._loading.up(body)
+        elif kind == FIRST:
+            self._loading.first(body)
+        elif kind == WARMED:
+            waiting = self._warms.get(id)
+            if waiting and not waiting.done():
+                waiting.set_result(body[0])
+        elif kind == LOADED:
+            if bundle := self._loaded.get(id):
+                self._loading.loaded(bundle.tenant, bundle.source, body)
+        elif kind == CODE:
+            if body[0] == FORM_CHECKED:
+                source = self._checked.get(id)
+            else:
+                exercised = self._loaded.get(id)
+                source = exercised.source if exercised else None
+            if source is not None:
+                self._loading.keep(self.tenant, source, body)
         else:
             raise ValueError(f"unknown frame {kind} of a cell")
 
@@ -444,7 +518,7 @@ class Cell(FramePeer):
             self._process = await asyncio.create_subprocess_exec(
                 self._node,
                 *NODE_FLAGS,
-                RUNNER,
+                MAIN,
                 str(theirs.fileno()),
                 str(box),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -493,6 +567,9 @@ class Cell(FramePeer):
         for answer in self._checks.values():
             if not answer.done():
                 answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
+        for warming in self._warms.values():
+            if not warming.done():
+                warming.set_result(WARM_FAILED)
         for run in list(self.runs.values()):
             self._failed(run)
         self.runs.clear()

@@ -8,6 +8,7 @@ from typing import Final
 
 from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.loading import Loading
 from neolayer_enclave.protocol import Failure
 
 WATCH_S: Final = 0.02
@@ -18,9 +19,12 @@ _log = logging.getLogger(__name__)
 class Cells:
     """All cells, at most ``most`` at a time; the one unused for longest makes room."""
 
-    def __init__(self, node: Path, web: Egress, *, most: int, rss_bytes: int = CELL_RSS_BYTES) -> None:
+    def __init__(
+        self, node: Path, web: Egress, loading: Loading, *, most: int, rss_bytes: int = CELL_RSS_BYTES
+    ) -> None:
         self._node = node
         self._egress = web
+        self.loading = loading
         self._most = most
         self._rss_bytes = rss_bytes
         #: By tenant, the most recently used last.
@@ -53,7 +57,7 @@ class Cells:
         if cell is None:
             if len(self._cells) >= self._most:
                 self._make_room()
-            cell = Cell(tenant, self._node, self._egress, self._rss_bytes, self._gone)
+            cell = Cell(tenant, self._node, self._egress, self.loading, self._rss_bytes, self._gone)
             self.started += 1
         self._cells[tenant] = cell
         if self._watcher is None:

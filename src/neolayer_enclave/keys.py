@@ -38,6 +38,8 @@ class Keys:
     identity: ec.EllipticCurvePrivateKey
     #: What clients will encrypt to.
     encryption: x25519.X25519PrivateKey
+    #: Authenticates V8's code cache, 32 bytes.
+    code: bytes
 
     @property
     def signing_public(self) -> bytes:
@@ -58,6 +60,7 @@ def derive(root: bytes) -> Keys:
         wallets=AESGCM(_expand(root, "seal/wallet", 32)),
         identity=ec.derive_private_key(seed % (P256_ORDER - 1) + 1, ec.SECP256R1()),
         encryption=x25519.X25519PrivateKey.from_private_bytes(_expand(root, "encryption", 32)),
+        code=_expand(root, "code", 32),
     )
 
 

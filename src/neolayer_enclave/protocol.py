@@ -19,7 +19,7 @@ There is no request that returns a plaintext secret or a private key.
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -189,11 +189,25 @@ class Load(Message, frozen=True, tag="load"):
     secrets: list[SealedSecret]
     #: Host patterns that `fetch` may reach: ``api.example.com``, ``*.example.com``, ``host:port``.
     egress: list[str]
+    #: Whether globals live on for the next calls of this ``version``, or each ``call`` has fresh ones.
+    isolation: Literal["version", "call"] = "version"
 
 
 class Loaded(Message, frozen=True):
     #: Names the bundle in ``INVOKE`` frames, to this process of the enclave only; 8 random bytes.
     handle: bytes
+
+
+class Warm(Message, frozen=True, tag="warm"):
+    """Make a loaded bundle's isolate ahead of its next call. Answered by `Warmed` when it is ready; `Failure`
+    ``not_loaded`` asks for a `Load` first, ``invalid_function`` says that it cannot be made."""
+
+    handle: bytes
+
+
+class Warmed(Message, frozen=True):
+    #: Nothing had to be done.
+    was_warm: bool
 
 
 class ErrorInfo(Message, frozen=True):
@@ -234,6 +248,39 @@ class Stats(Message, frozen=True, tag="stats"):
     """Answered by `Statistics`."""
 
 
+class Loads(Message, frozen=True):
+    """How functions became warm isolates since the enclave's start. Times are sums in microseconds."""
+
+    #: Calls for which an isolate had to be made, and calls that found one.
+    cold_starts: int = 0
+    warm_starts: int = 0
+    #: Isolates made ahead of calls, and in place of worn ones.
+    warmed: int = 0
+    worn: int = 0
+    #: Cells that came up, and how long their processes took.
+    processes: int = 0
+    process_us: int = 0
+    #: Of all isolates made: the isolate, the context with its bootstrap, the way from source to script, V8's
+    #: compiler, the function's top level.
+    isolate_us: int = 0
+    context_us: int = 0
+    prepare_us: int = 0
+    compile_us: int = 0
+    evaluate_us: int = 0
+    #: First entries of isolates, when V8 compiles what it had put off.
+    first_calls: int = 0
+    first_call_us: int = 0
+    #: Code cache: found; not there; refused by V8; refused for its authentication code; kept in all.
+    code_hits: int = 0
+    code_misses: int = 0
+    code_rejected: int = 0
+    code_corrupt: int = 0
+    code_bytes: int = 0
+    #: Isolates made because a call was expected: that then came, or did not come in time.
+    predictions_right: int = 0
+    predictions_wasted: int = 0
+
+
 class Statistics(Message, frozen=True):
     cells: int
     isolates: int
@@ -241,9 +288,10 @@ class Statistics(Message, frozen=True):
     running: int
     cells_started: int
     cells_crashed: int
+    loads: Loads = Loads()
 
 
-type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Stats
+type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Warm | Stats
 
 
 class HostCall(Message, frozen=True):
@@ -257,7 +305,7 @@ class HostCall(Message, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(
-    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Stats
+    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Warm | Stats
 ).decode
 _decode_error: Final = msgspec.json.Decoder(ErrorInfo).decode
 

@@ -6,14 +6,14 @@ import logging
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from neolayer_enclave import attest, protocol, seal
-from neolayer_enclave.cell import Bundle, CheckFailed, NoCapacity, Run, TooManyCalls
+from neolayer_enclave.cell import Bundle, CannotWarm, CheckFailed, NoCapacity, Run, TooManyCalls
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import BadPattern, parse_pattern
 from neolayer_enclave.frames import FramePeer
@@ -81,6 +81,7 @@ class Enclave:
             running=self.cells.running,
             cells_started=self.cells.started,
             cells_crashed=self.cells.crashed,
+            loads=self.cells.loading.statistics(),
         )
 
     def seal(self, request: protocol.Seal) -> protocol.Sealed:
@@ -100,10 +101,10 @@ class Enclave:
         if not known:
             bundle = self._bundles[key] = self._bundle(request, digest)
             self._by_handle[bundle.handle] = bundle
-            self._bundles_bytes += len(bundle.content)
+            self._bundles_bytes += bundle.size
         while self._bundles_bytes > BUNDLES_BYTES and len(self._bundles) > 1:
             _, oldest = self._bundles.popitem(last=False)
-            self._bundles_bytes -= len(oldest.content)
+            self._bundles_bytes -= oldest.size
             del self._by_handle[oldest.handle]
             self.cells.unload(oldest)
         return protocol.Loaded(self._bundles[key].handle)
@@ -133,6 +134,7 @@ class Enclave:
             limits=request.limits,
             secrets=secrets,
             patterns=[parse_pattern(pattern) for pattern in request.egress],
+            isolation=request.isolation,
         )
 
 
@@ -143,7 +145,7 @@ class Connection(FramePeer):
         super().__init__()
         self._enclave = enclave
         self._runs: dict[int, Run] = {}
-        self._checks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         #: Calls of functions that the host has not answered: id to call and its own number.
         self._asked: dict[int, tuple[Run, int]] = {}
         self._ids = 0
@@ -165,7 +167,7 @@ class Connection(FramePeer):
         self._enclave.connections.discard(self)
         for run in list(self._runs.values()):
             run.cell.cancel(run)
-        for task in self._checks:
+        for task in self._tasks:
             task.cancel()
 
     def frame_received(self, kind: int, id: int, body: bytes) -> None:
@@ -204,9 +206,9 @@ class Connection(FramePeer):
     def _request(self, id: int, request: protocol.Request) -> None:
         try:
             if isinstance(request, protocol.Check):
-                task = asyncio.get_running_loop().create_task(self._check(id, request))
-                self._checks.add(task)
-                task.add_done_callback(self._checks.discard)
+                self._later(self._check(id, request))
+            elif isinstance(request, protocol.Warm):
+                self._later(self._warm(id, request))
             else:
                 self.send(Kind.RESPONSE, id, protocol.encode(self._answers[type(request)](request)))
         except Exception as error:
@@ -222,6 +224,20 @@ class Connection(FramePeer):
         bundle = self._enclave.bundle(body[: protocol.HANDLE_BYTES])
         cell = self._enclave.cells.of(bundle.tenant)
         self._runs[id] = cell.invoke(self, id, bundle, body[protocol.HANDLE_BYTES :])
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _warm(self, id: int, request: protocol.Warm) -> None:
+        try:
+            bundle = self._enclave.bundle(request.handle)
+            was_warm = await self._enclave.cells.of(bundle.tenant).warm(bundle)
+        except Exception as error:
+            self._refuse(id, _failure(error))
+        else:
+            self.send(Kind.RESPONSE, id, protocol.encode(protocol.Warmed(was_warm)))
 
     async def _check(self, id: int, request: protocol.Check) -> None:
         try:
@@ -298,6 +314,8 @@ def _failure(error: Exception) -> Failure:
             return Failure("not_a_signer", "the wallet's account is not among the transaction's signers")
         case BadPattern():
             return Failure("invalid_egress", f"{error} is not a host, host:port, *.domain or http://host:port")
+        case CannotWarm():
+            return Failure("invalid_function", "the function could not be loaded ahead of its calls")
         case NoCapacity():
             return Failure("no_capacity", str(error), retryable=True)
         case TooManyCalls():
@@ -312,7 +330,7 @@ def _failure(error: Exception) -> Failure:
 def _digest(request: protocol.Load) -> bytes:
     """Of what a bundle's name stands for. Ciphertexts are left out: sealing twice gives two."""
     secrets = sorted((secret.name, secret.version) for secret in request.secrets)
-    content = [request.name, request.source, request.limits, secrets, sorted(request.egress)]
+    content = [request.name, request.source, request.limits, secrets, sorted(request.egress), request.isolation]
     return hashlib.sha256(protocol.encode(content)).digest()
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
 import msgspec
@@ -139,6 +139,7 @@ class Host:
         name: str = "hello",
         secrets: dict[str, str] | None = None,
         egress: list[str] | None = None,
+        isolation: Literal["version", "call"] = "version",
         **limits: int,
     ) -> str:
         bundle = bundle or f"bundle-{uuid4()}"
@@ -146,7 +147,7 @@ class Host:
             protocol.SealedSecret(key, 1, (await self.seal(tenant, key, 1, value.encode())))
             for key, value in (secrets or {}).items()
         ]
-        request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [])
+        request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [], isolation)
         HANDLES[bundle] = (await self.ask(request, protocol.Loaded)).handle
         return bundle
 
@@ -204,6 +205,11 @@ class Host:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+def rss_bytes(pid: int) -> int:
+    """What a process holds in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def output(result: Result) -> Any:

@@ -63,6 +63,7 @@
   let outbox = '';
   let requests = 0;
   let handler;
+  let installedAs = 'pending';
   let streaming = false;
   const calls = new MapClass();
   // The call on whose behalf code runs now; `loading` while the function's top level runs.
@@ -78,8 +79,19 @@
 
   // --- entries ------------------------------------------------------------------------------------------------
 
-  function install(entry) {
-    handler = entry;
+  // `source` is the function's file as an async function; what became of it is told by `installed`.
+  function install(source) {
+    then(source(), (entry) => {
+      handler = entry;
+      installedAs = typeof entry;
+    }, (error) => {
+      installedAs = shown('invalid_function', error);
+    });
+  }
+
+  // The type of the default export; `pending` while a top-level `await` waits; or JSON of [code, message, stack].
+  function installed() {
+    return installedAs;
   }
 
   function run(isStreaming, id, execution, input) {
@@ -187,7 +199,10 @@
   }
 
   function fail(call, code, error) {
-    if (call.over) return;
+    if (!call.over) finish(call, 0, shown(code, error));
+  }
+
+  function shown(code, error) {
     let message = 'the thrown value cannot be shown', stack = '';
     try {
       message = messageOf(error);
@@ -195,12 +210,12 @@
     } catch {
       // a getter of the thrown value threw
     }
-    finish(call, 0, failure(code, message, stack));
+    return failure(code, message, stack);
   }
 
   function failure(code, message, stack) {
-    const shown = (text, most) => stringify(wellFormed(slice(text, 0, most)));
-    return `[${stringify(code)},${shown(message, MAX_MESSAGE)},${shown(stack, MAX_STACK)}]`;
+    const quoted = (text, most) => stringify(wellFormed(slice(text, 0, most)));
+    return `[${stringify(code)},${quoted(message, MAX_MESSAGE)},${quoted(stack, MAX_STACK)}]`;
   }
 
   function messageOf(error) {
@@ -706,5 +721,5 @@
     });
   }
 
-  return { install, run, deliver, fire, forget, take };
+  return { install, installed, run, deliver, fire, forget, take };
 })
