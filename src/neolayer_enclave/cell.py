@@ -16,15 +16,17 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
 
-from neolayer_enclave import egress
+from neolayer_enclave import egress, subtle
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.protocol import ErrorInfo, Failure, Limits, Result
+from neolayer_enclave.subtle import Budget
 
 RUNNER: Final = Path(__file__).parent / "runner" / "cell.mjs"
 #: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
@@ -43,6 +45,11 @@ COLD: Final = 1
 FAILED: Final = 2
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
 FETCH: Final = 2
+SUBTLE: Final = 16
+#: Nobody waits for a fetch any more.
+ABORT: Final = 17
+#: Length of the JSON text of a `FETCH` or `SUBTLE`; what follows it is the body.
+TEXT_LENGTH: Final = struct.Struct("<I")
 
 #: How long after its deadline a call may stay unanswered before the cell counts as hung.
 GRACE_S: Final = 0.5
@@ -143,6 +150,9 @@ class Run:
     started: float
     deadline: float
     fetches: int = 0
+    #: The fetches under way, by the number of their host call.
+    fetching: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    computed: Budget = field(default_factory=Budget)
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -362,29 +372,62 @@ class Cell(FramePeer):
 
     def _asked(self, run: Run, seq: int, function: int, argument: bytes) -> None:
         if function == FETCH:
-            task = asyncio.get_running_loop().create_task(self._fetch(run, seq, argument))
-            run.tasks.add(task)
-            task.add_done_callback(run.tasks.discard)
+            self._work(run, seq, self._fetch(run, seq, *_parts(argument)))
+            return
+        if function == SUBTLE:
+            self._subtle(run, seq, *_parts(argument))
+            return
+        if function == ABORT:
+            if fetch := run.fetching.get(seq):
+                fetch.cancel()
             return
         name = HOST_FUNCTIONS[function]
         run.sent |= name == "neo.send"
         run.caller.host_call(run, seq, name, argument)
 
-    async def _fetch(self, run: Run, seq: int, argument: bytes) -> None:
+    def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        run.tasks.add(task)
+        run.fetching[seq] = task
+        task.add_done_callback(run.tasks.discard)
+        task.add_done_callback(lambda _: run.fetching.pop(seq, None))
+
+    async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
         run.fetches += 1
         try:
             if run.fetches > MAX_FETCHES:
                 raise egress.FetchRefused("too_many_fetches", f"a call may fetch {MAX_FETCHES} times")
             request = egress.decode_request(argument)
-            response, body = await self._egress.fetch(
-                request, run.bundle.patterns, run.deadline - time.monotonic()
+            response, content = await self._egress.fetch(
+                request, body if request.has_body else None, run.bundle.patterns, run.deadline - time.monotonic()
             )
         except egress.FetchRefused as error:
             run.answer(seq, ok=False, text=_json(HostFailure(error.code, str(error))))
         except msgspec.DecodeError as error:
             run.answer(seq, ok=False, text=_json(HostFailure("invalid_request", str(error))))
         else:
-            run.answer(seq, ok=True, text=_json(response), body=body)
+            run.answer(seq, ok=True, text=_json(response), body=content)
+
+    def _subtle(self, run: Run, seq: int, argument: bytes, data: bytes) -> None:
+        try:
+            operation = subtle.decode(argument)
+            run.computed.spend(len(data))
+            if len(data) > subtle.INLINE_BYTES:
+                self._work(run, seq, self._subtle_aside(run, seq, operation, data))
+                return
+            answer = subtle.compute(operation, data)
+        except (subtle.Refused, msgspec.DecodeError) as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
+
+    async def _subtle_aside(self, run: Run, seq: int, operation: subtle.Operation, data: bytes) -> None:
+        try:
+            answer = await asyncio.to_thread(subtle.compute, operation, data)
+        except subtle.Refused as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -488,6 +531,17 @@ class Cell(FramePeer):
     def _next_id(self) -> int:
         self._ids = self._ids % 0xFFFF_FFFF + 1
         return self._ids
+
+
+def _parts(argument: bytes) -> tuple[bytes, bytes]:
+    (length,) = TEXT_LENGTH.unpack_from(argument)
+    end = TEXT_LENGTH.size + length
+    return argument[TEXT_LENGTH.size : end], argument[end:]
+
+
+def _refuse(run: Run, seq: int, error: Exception) -> None:
+    name = error.name if isinstance(error, subtle.Refused) else "OperationError"
+    run.answer(seq, ok=False, text=_json(HostFailure(name, str(error))))
 
 
 def _plain(limits: Limits) -> dict[str, int]:

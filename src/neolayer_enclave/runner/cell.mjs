@@ -5,14 +5,18 @@
 //   LOAD     JSON {file, source, secrets, limits}          id: number of the bundle
 //   UNLOAD   -                                             id: number of the bundle
 //   INVOKE   u32 bundle | u8 n | execution, n bytes | input   id: number of the call, as in all that follow
-//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | body of a response
+//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
 //   RESULT   u8 flags (1 cold, 2 failed) | u32 wall µs | u32 CPU µs | f64 heap bytes | u16 isolates | u32 n
 //            | output or [code, message, stack, retryable], n bytes | log lines joined by commas
-//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet) | JSON
+//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet) | JSON
+//            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
+//            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
 //   CHECKED  JSON null or {code, message, line, column}
 
+import { isUtf8 } from 'node:buffer';
+import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
@@ -24,6 +28,8 @@ const MAX_ISOLATES = 64;
 const MAX_IDLE_BYTES = 256 * 1024 * 1024;
 const RESULT_BYTES = 23;
 const CALL_BYTES = 5;
+// The kinds of CALL that carry a body.
+const FETCH = 2, SUBTLE = 16;
 const COLD = 1;
 const FAILED = 2;
 
@@ -60,11 +66,16 @@ const runner = {
     else frames.send(FROM_CELL.RESULT, call.id, head, text, Buffer.from(logs));
   },
 
-  ask(call, seq, kind, text) {
-    const head = Buffer.allocUnsafe(CALL_BYTES);
+  // form: of the body, 't' text, 'b' bytes as one character each, '-' none.
+  ask(call, seq, kind, text, form, body) {
+    const json = Buffer.from(text);
+    const carries = kind === FETCH || kind === SUBTLE;
+    const head = Buffer.allocUnsafe(carries ? CALL_BYTES + 4 : CALL_BYTES);
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
-    frames.send(FROM_CELL.CALL, call.id, head, Buffer.from(text));
+    if (carries) head.writeUInt32LE(json.length, CALL_BYTES);
+    if (form === '-') frames.send(FROM_CELL.CALL, call.id, head, json);
+    else frames.send(FROM_CELL.CALL, call.id, head, json, Buffer.from(body, form === 't' ? 'utf8' : 'latin1'));
   },
 
   timer(call, seq, ms) {
@@ -123,8 +134,17 @@ function deliver(id, data, at, end) {
   const call = calls.get(id);
   if (call === undefined) return;
   const textAt = at + 9, bodyAt = textAt + data.readUInt32LE(at + 5);
-  const text = data.utf8Slice(textAt, bodyAt);
-  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, data.utf8Slice(bodyAt, end)]);
+  const text = data.utf8Slice(textAt, bodyAt), body = content(data.subarray(bodyAt, end));
+  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, body]);
+}
+
+// As it goes into the isolate: what is UTF-8 as a string, since strings are what most functions read; anything else as
+// an ArrayBuffer, without a further copy.
+function content(bytes) {
+  if (isUtf8(bytes)) return bytes.utf8Slice();
+  const memory = new ArrayBuffer(bytes.length);
+  new Uint8Array(memory).set(bytes);
+  return new ivm.ExternalCopy(memory, { transferList: [memory] }).copyInto({ release: true, transferIn: true });
 }
 
 function cancel(id) {

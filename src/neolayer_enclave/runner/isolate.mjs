@@ -5,13 +5,14 @@
 // function whose entries are quick is entered on the main thread (about 5 µs); any other on a thread of isolated-vm's
 // pool (about 100 µs), where it does not keep the tenant's other functions from running.
 
+import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import ivm from 'isolated-vm';
 import { InvalidFunction, compile, loadingError } from './compile.mjs';
 
-const BOOTSTRAP = readFileSync(new URL('./bootstrap.js', import.meta.url), 'utf8');
+const BOOTSTRAP = readFileSync(new URL('./built/bootstrap.js', import.meta.url), 'utf8');
 const BOOTSTRAP_FILE = 'neolayer:bootstrap';
-const ENTRIES = ['install', 'run', 'deliver', 'fire', 'forget', 'take'];
+const ENTRIES = ['install', 'run', 'deliver', 'fire', 'forget', 'take', 'seed'];
 const QUICK_NS = 2e6;
 // After a slow entry so many quick ones earn the main thread again.
 const PROBATION = 10;
@@ -48,7 +49,7 @@ export class FunctionIsolate {
   #ended = null;
 
   // bundle: { number, file, source, secrets, limits }. runner: blackbox, finish(call, error, output, logs),
-  // ask(call, seq, kind, text), timer(call, seq, ms), clearTimer(call, seq), flush(), closed(isolate).
+  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(), closed(isolate).
   constructor(bundle, runner) {
     this.#bundle = bundle;
     this.#runner = runner;
@@ -135,7 +136,7 @@ export class FunctionIsolate {
     const script = await isolate.compileScript(BOOTSTRAP, { filename: BOOTSTRAP_FILE });
     const bootstrap = await script.run(context, { reference: true });
     const streamLog = new ivm.Callback((id, line) => this.calls.get(id)?.streamed.push(line), { ignored: true });
-    const made = await bootstrap.apply(undefined, [streamLog, file, secrets], { result: { reference: true } });
+    const made = await bootstrap.apply(undefined, [streamLog, file, secrets, newSeed()], { result: { reference: true } });
     const entries = {};
     for (const name of ENTRIES) entries[name] = made.getSync(name, { reference: true });
     const module = await compile(isolate, source, file);
@@ -288,12 +289,12 @@ export class FunctionIsolate {
     }
   }
 
-  // Acts on the messages described in bootstrap.js.
+  // Acts on the messages described in bootstrap/calls.js.
   #drain(text) {
     let at = 0;
     while (at < text.length) {
       const eol = text.indexOf('\n', at);
-      const [kind, id, first, second, third] = text.slice(at, eol).split(' ');
+      const [kind, id, first, second, third, form, bodyLength] = text.slice(at, eol).split(' ');
       at = eol + 1;
       const call = this.calls.get(Number(id));
       if (kind === 'R') {
@@ -301,9 +302,14 @@ export class FunctionIsolate {
         if (call !== undefined) this.#finish(call, first === '1', text.slice(at, middle), text.slice(middle, end));
         at = end;
       } else if (kind === 'C') {
-        const end = at + Number(third);
-        if (call !== undefined) this.#runner.ask(call, Number(first), Number(second), text.slice(at, end));
+        const middle = at + Number(third), end = middle + Number(bodyLength);
+        if (call !== undefined) {
+          this.#runner.ask(call, Number(first), Number(second), text.slice(at, middle), form, text.slice(middle, end));
+        }
         at = end;
+      } else if (kind === 'S') {
+        // Only kept there, so it runs no code of the author.
+        this.#entries.seed.applySync(undefined, [newSeed()]);
       } else if (call !== undefined) {
         if (kind === 'T') this.#runner.timer(call, Number(first), Number(second));
         else this.#runner.clearTimer(call, Number(first));
@@ -340,6 +346,11 @@ export class FunctionIsolate {
     const cpuMs = (call.cpuLimitNs - call.cpuNs) / 1e6;
     return Math.max(1, Math.ceil(Math.min(call.deadline - performance.now(), 2 * cpuMs + 100)));
   }
+}
+
+// For the random generator of one isolate: key and nonce of ChaCha20, one byte a character.
+function newSeed() {
+  return randomBytes(40).latin1Slice();
 }
 
 // [code, message, stack, retryable] of a call that ended at a limit.
