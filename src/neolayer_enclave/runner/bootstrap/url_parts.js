@@ -1,8 +1,8 @@
-// What the build puts in place of three modules that whatwg-url requires, to keep the bundle small: its encoders of
-// 40 legacy encodings (URL needs UTF-8 only), and tr46 where a host is plain ASCII.
+// What the build puts in place of three modules that whatwg-url requires, to keep it small: encoders of 40 legacy
+// encodings (URL needs UTF-8 only), the encoding classes, and tr46, which is loaded late.
 
 import { decode, encode } from './utf8.js';
-import { charCodeAt, fromCharCode, indexOf, lower, typedLength, upper } from './intrinsics.js';
+import { fromCharCode, indexOf, lower, typedLength, upper } from './intrinsics.js';
 
 export const utf8Encode = encode;
 export const utf8DecodeWithoutBOM = (bytes) => decode(bytes);
@@ -25,12 +25,8 @@ function percent(byte) {
   return `%${byte < 16 ? '0' : ''}${upper(byte.toString(16))}`;
 }
 
-// https://url.spec.whatwg.org/#concept-domain-to-ascii: of ASCII without an A-label the lower case is the result.
+// The parser asks for hosts only that are not plain ASCII; tr46 and its tables are loaded for the first of them.
 export function toASCII(domain, options) {
-  let plain = !options.checkHyphens && !options.useSTD3ASCIIRules && !options.verifyDNSLength;
-  const name = lower(domain);
-  for (let i = 0; plain && i < domain.length; i++) plain = charCodeAt(domain, i) < 0x80;
-  if (plain && indexOf(`.${name}`, '.xn--') < 0) return name;
   return require('tr46').toASCII(domain, options);
 }
 
