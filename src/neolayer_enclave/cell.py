@@ -17,16 +17,18 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
 
-from neolayer_enclave import egress
+from neolayer_enclave import egress, subtle
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.loading import FORM_CHECKED, NODE_FLAGS, RUNNER, Loading
 from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
+from neolayer_enclave.subtle import Budget
 
 MAIN: Final = RUNNER / "cell.mjs"
 
@@ -48,6 +50,11 @@ BLACK_BOX_BYTES: Final = 64
 WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
 FETCH: Final = 2
+SUBTLE: Final = 16
+#: Nobody waits for a fetch any more.
+ABORT: Final = 17
+#: Length of the JSON text of a `FETCH` or `SUBTLE`; what follows it is the body.
+TEXT_LENGTH: Final = struct.Struct("<I")
 
 #: How long after its deadline a call may stay unanswered before the cell counts as hung.
 GRACE_S: Final = 0.5
@@ -170,6 +177,9 @@ class Run:
     started: float = 0.0
     deadline: float = 0.0
     fetches: int = 0
+    #: What works for the function's host calls, by their number.
+    working: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    computed: Budget = field(default_factory=Budget)
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -482,29 +492,62 @@ class Cell(FramePeer):
 
     def _asked(self, run: Run, seq: int, function: int, argument: bytes) -> None:
         if function == FETCH:
-            task = asyncio.get_running_loop().create_task(self._fetch(run, seq, argument))
-            run.tasks.add(task)
-            task.add_done_callback(run.tasks.discard)
+            self._work(run, seq, self._fetch(run, seq, *_parts(argument)))
+            return
+        if function == SUBTLE:
+            self._subtle(run, seq, *_parts(argument))
+            return
+        if function == ABORT:
+            if work := run.working.get(seq):
+                work.cancel()
             return
         name = HOST_FUNCTIONS[function]
         run.sent |= name == "neo.send"
         run.caller.host_call(run, seq, name, argument)
 
-    async def _fetch(self, run: Run, seq: int, argument: bytes) -> None:
+    def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        run.tasks.add(task)
+        run.working[seq] = task
+        task.add_done_callback(run.tasks.discard)
+        task.add_done_callback(lambda _: run.working.pop(seq, None))
+
+    async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
         run.fetches += 1
         try:
             if run.fetches > MAX_FETCHES:
                 raise egress.FetchRefused("too_many_fetches", f"a call may fetch {MAX_FETCHES} times")
             request = egress.decode_request(argument)
-            response, body = await self._egress.fetch(
-                request, run.bundle.patterns, run.deadline - time.monotonic()
+            response, content = await self._egress.fetch(
+                request, body if request.has_body else None, run.bundle.patterns, run.deadline - time.monotonic()
             )
         except egress.FetchRefused as error:
             run.answer(seq, ok=False, text=_json(HostFailure(error.code, str(error))))
         except msgspec.DecodeError as error:
             run.answer(seq, ok=False, text=_json(HostFailure("invalid_request", str(error))))
         else:
-            run.answer(seq, ok=True, text=_json(response), body=body)
+            run.answer(seq, ok=True, text=_json(response), body=content)
+
+    def _subtle(self, run: Run, seq: int, argument: bytes, data: bytes) -> None:
+        try:
+            operation = subtle.decode(argument)
+            run.computed.spend(len(data))
+            if len(data) > subtle.INLINE_BYTES:
+                self._work(run, seq, self._subtle_aside(run, seq, operation, data))
+                return
+            answer = subtle.compute(operation, data)
+        except (subtle.Refused, msgspec.DecodeError) as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
+
+    async def _subtle_aside(self, run: Run, seq: int, operation: subtle.Operation, data: bytes) -> None:
+        try:
+            answer = await asyncio.to_thread(subtle.compute, operation, data)
+        except subtle.Refused as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -611,6 +654,17 @@ class Cell(FramePeer):
     def _next_id(self) -> int:
         self._ids = self._ids % 0xFFFF_FFFF + 1
         return self._ids
+
+
+def _parts(argument: bytes) -> tuple[bytes, bytes]:
+    (length,) = TEXT_LENGTH.unpack_from(argument)
+    end = TEXT_LENGTH.size + length
+    return argument[TEXT_LENGTH.size : end], argument[end:]
+
+
+def _refuse(run: Run, seq: int, error: Exception) -> None:
+    name = error.name if isinstance(error, subtle.Refused) else "OperationError"
+    run.answer(seq, ok=False, text=_json(HostFailure(name, str(error))))
 
 
 def _plain(limits: Limits) -> dict[str, int]:

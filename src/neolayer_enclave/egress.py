@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, Literal
 
 import aiohttp
 import msgspec
@@ -59,10 +59,13 @@ class _AddressDenied(OSError):
 
 
 class FetchRequest(msgspec.Struct, frozen=True):
+    """A body, if it has one, travels behind this, as bytes."""
+
     url: str
     method: str
     headers: list[tuple[str, str]]
-    body: str | None
+    redirect: Literal["follow", "error", "manual"]
+    has_body: bool
 
 
 #: From JSON; raises `msgspec.DecodeError`.
@@ -142,17 +145,17 @@ class Egress:
             await self._session.close()
 
     async def fetch(
-        self, request: FetchRequest, patterns: Sequence[Pattern], timeout_s: float
+        self, request: FetchRequest, body: bytes | None, patterns: Sequence[Pattern], timeout_s: float
     ) -> tuple[FetchResponse, bytes]:
-        """Make one request and follow its redirects.
+        """Make one request and follow its redirects as it says.
 
         Raises:
             FetchRefused: codes ``egress_denied``, ``invalid_request``, ``fetch_failed``, ``fetch_timeout``,
-                ``response_too_large``, ``too_many_redirects``.
+                ``response_too_large``, ``too_many_redirects``, ``redirect_refused``.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._follow(request, patterns)
+                return await self._follow(request, body, patterns)
         except TimeoutError:
             raise FetchRefused("fetch_timeout", "no complete answer within the call's time") from None
         except _AddressDenied as error:
@@ -166,8 +169,10 @@ class Egress:
         except ValueError as error:
             raise FetchRefused("invalid_request", str(error)) from None
 
-    async def _follow(self, request: FetchRequest, patterns: Sequence[Pattern]) -> tuple[FetchResponse, bytes]:
-        method, body = request.method.upper(), request.body.encode() if request.body is not None else None
+    async def _follow(
+        self, request: FetchRequest, body: bytes | None, patterns: Sequence[Pattern]
+    ) -> tuple[FetchResponse, bytes]:
+        method = request.method.upper()
         if method not in METHODS:
             raise FetchRefused("invalid_request", f"method {request.method} is not supported")
         headers = CIMultiDict((k, v) for k, v in request.headers if k.lower() not in OUR_HEADERS)
@@ -175,19 +180,19 @@ class Egress:
         for hop in range(MAX_REDIRECTS + 1):
             self._admit(url, patterns)
             async with self._open().request(
-                method, url, headers=headers, data=body, allow_redirects=False
+                method,
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                skip_auto_headers=("Content-Type",),
             ) as response:
                 location = response.headers.get("Location")
-                if response.status not in REDIRECTS or location is None:
+                if response.status not in REDIRECTS or location is None or request.redirect == "manual":
                     content = await _read(response)
-                    answer = FetchResponse(
-                        url=str(url),
-                        status=response.status,
-                        reason=response.reason or "",
-                        redirected=hop > 0,
-                        headers=[(name.lower(), value) for name, value in response.headers.items()],
-                    )
-                    return answer, content
+                    return _answer(response, str(url), redirected=hop > 0), content
+                if request.redirect == "error":
+                    raise FetchRefused("redirect_refused", f"{url} redirects, which this request does not allow")
             target = _parse(str(url.join(URL(location))))
             if target.origin() != url.origin():
                 for name in CREDENTIALS:
@@ -259,6 +264,14 @@ class CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         pass
+
+
+def _answer(response: aiohttp.ClientResponse, url: str, *, redirected: bool) -> FetchResponse:
+    # A server may send any bytes; the fetch standard reads them as Latin-1. JSON has no place for what aiohttp
+    # makes of those that are not UTF-8.
+    reason = (response.reason or "").encode(errors="surrogateescape").decode("latin-1")
+    headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers]
+    return FetchResponse(url, response.status, reason, redirected, headers)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -16,6 +16,8 @@ RUNNER: Final = Path(__file__).parent / "runner"
 #: measurement, see docs/decisions/0006-v8-flags.md.
 #: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
 NODE_FLAGS: Final = ("--no-node-snapshot",)
+#: Built from ``runner/bootstrap`` when a checkout is set up.
+BOOTSTRAP: Final = RUNNER / "built" / "bootstrap.js"
 #: Makes the bootstrap's code cache; prints it.
 BOOTSTRAP_MAKER: Final = RUNNER / "bootstrap-code.mjs"
 BOOTSTRAP_MAKER_S: Final = 30.0
@@ -140,7 +142,7 @@ def engine(node: Path) -> bytes:
     """Stands for the Node binary, its flags and the runner's files in the names of code."""
     status = node.stat()
     total = hashlib.sha256(repr((NODE_FLAGS, status.st_size, status.st_mtime_ns)).encode())
-    for path in sorted(RUNNER.iterdir()):
+    for path in (BOOTSTRAP, *sorted(RUNNER.iterdir())):
         if path.suffix in (".js", ".mjs") or path.name == "package-lock.json":
             total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.digest()

@@ -6,7 +6,7 @@
 //            program: u8 form (0 source, 1 checked, 2 exercised) | source, or u32 n | script, n bytes | V8's code cache
 //   UNLOAD   -                                             id: number of the bundle
 //   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | input   id: number of the call, as in all that follow
-//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | body of a response
+//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
 //   OPTIONS  u8 (1 keep code, 2 warm up) | code cache of the bootstrap, may be empty
@@ -15,7 +15,9 @@
 //   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
 //            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
 //            | log lines joined by commas
-//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet) | JSON
+//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet) | JSON
+//            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
+//            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
 //   CHECKED  JSON null or {code, message, line, column}
 //   CODE     program                                       id: number of the bundle, or of the CHECK (form 1)
 //   LOADED   u8 why (0 a call, 1 warm, 2 worn) | u8 code (0 none, 1 used, 2 rejected) | 5 u32 µs   id: of the bundle
@@ -23,6 +25,8 @@
 //   UP       u32 µs since this process was started
 //   WARMED   u8 (0 failed, 1 made, 2 was there)
 
+import { isUtf8 } from 'node:buffer';
+import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
@@ -35,8 +39,8 @@ const MAX_ISOLATES = 64;
 const MAX_IDLE_BYTES = 256 * 1024 * 1024;
 const RESULT_BYTES = 33;
 const CALL_BYTES = 5;
-const KIND_SEND = 1;
-const KIND_FETCH = 2;
+// Kinds of CALL; these two carry a body.
+const SEND = 1, FETCH = 2, SUBTLE = 16;
 // Of an INVOKE, where the execution's id is, and where the input begins.
 const EXECUTION_AT = 5;
 const INPUT_AT = 21;
@@ -118,13 +122,18 @@ const runner = {
     else frames.send(FROM_CELL.RESULT, call.id, body, Buffer.from(logs));
   },
 
-  ask(call, seq, kind, text) {
-    const head = Buffer.allocUnsafe(CALL_BYTES);
+  // form: of the body, 't' text, 'b' bytes as one character each, '-' none.
+  ask(call, seq, kind, text, form, body) {
+    const json = Buffer.from(text);
+    const carries = kind === FETCH || kind === SUBTLE;
+    const head = Buffer.allocUnsafe(carries ? CALL_BYTES + 4 : CALL_BYTES);
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
-    if (kind === KIND_FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
-    else if (kind === KIND_SEND) call.sent = true;
-    frames.send(FROM_CELL.CALL, call.id, head, Buffer.from(text));
+    if (kind === FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
+    else if (kind === SEND) call.sent = true;
+    if (carries) head.writeUInt32LE(json.length, CALL_BYTES);
+    if (form === '-') frames.send(FROM_CELL.CALL, call.id, head, json);
+    else frames.send(FROM_CELL.CALL, call.id, head, json, Buffer.from(body, form === 't' ? 'utf8' : 'latin1'));
   },
 
   timer(call, seq, ms) {
@@ -242,8 +251,17 @@ function deliver(id, data, at, end) {
   const call = calls.get(id);
   if (call === undefined) return;
   const textAt = at + 9, bodyAt = textAt + data.readUInt32LE(at + 5);
-  const text = data.utf8Slice(textAt, bodyAt);
-  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, data.utf8Slice(bodyAt, end)]);
+  const text = data.utf8Slice(textAt, bodyAt), body = content(data.subarray(bodyAt, end));
+  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, body]);
+}
+
+// As it goes into the isolate: what is UTF-8 as a string, since strings are what most functions read; anything else as
+// an ArrayBuffer, without a further copy.
+function content(bytes) {
+  if (isUtf8(bytes)) return bytes.utf8Slice();
+  const memory = new ArrayBuffer(bytes.length);
+  new Uint8Array(memory).set(bytes);
+  return new ivm.ExternalCopy(memory, { transferList: [memory] }).copyInto({ release: true, transferIn: true });
 }
 
 function cancel(id) {

@@ -75,9 +75,9 @@ export class FunctionIsolate {
 
   // bundle: { number, file, source, text, code, exercised, secrets, limits, isolation }, of which `text` (the script),
   // `code` (its code cache) and `exercised` are filled in. blank: a Blank with the bundle's memory limit.
-  // runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs), ask(call, seq, kind, text),
-  // timer(call, seq, ms), clearTimer(call, seq), flush(), watch(), closed(isolate), replace(isolate, bundle),
-  // produced(bundle), first(bundle, ms).
+  // runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
+  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(), watch(),
+  // closed(isolate), replace(isolate, bundle), produced(bundle), first(bundle, ms).
   constructor(bundle, runner, blank) {
     this.#bundle = bundle;
     this.#runner = runner;
@@ -338,7 +338,7 @@ export class FunctionIsolate {
       return;
     }
     this.#sampleHeap();
-    this.#drain(call.realm.take.applySync());
+    this.#drain(call.realm, call.realm.take.applySync());
   }
 
   #broken(call, failure) {
@@ -350,7 +350,7 @@ export class FunctionIsolate {
       }
       // What it did before it ran on and on still counts. Left-over microtasks get OWN_MS to go on, then it ends.
       try {
-        this.#drain(call.realm.take.applySync(undefined, [], { timeout: OWN_MS }));
+        this.#drain(call.realm, call.realm.take.applySync(undefined, [], { timeout: OWN_MS }));
       } catch {
         // they ran on
       }
@@ -402,12 +402,12 @@ export class FunctionIsolate {
     }
   }
 
-  // Acts on the messages described in bootstrap.js.
-  #drain(text) {
+  // Acts on the messages described in bootstrap/calls.js.
+  #drain(realm, text) {
     let at = 0;
     while (at < text.length) {
       const eol = text.indexOf('\n', at);
-      const [kind, id, first, second, third] = text.slice(at, eol).split(' ');
+      const [kind, id, first, second, third, form, bodyLength] = text.slice(at, eol).split(' ');
       at = eol + 1;
       const call = this.calls.get(Number(id));
       if (kind === 'R') {
@@ -415,9 +415,14 @@ export class FunctionIsolate {
         if (call !== undefined) this.#finish(call, first === '1', text.slice(at, middle), text.slice(middle, end));
         at = end;
       } else if (kind === 'C') {
-        const end = at + Number(third);
-        if (call !== undefined) this.#runner.ask(call, Number(first), Number(second), text.slice(at, end));
+        const middle = at + Number(third), end = middle + Number(bodyLength);
+        if (call !== undefined) {
+          this.#runner.ask(call, Number(first), Number(second), text.slice(at, middle), form, text.slice(middle, end));
+        }
         at = end;
+      } else if (kind === 'S') {
+        // Only kept there, so it runs no code of the author.
+        realm.reseed();
       } else if (call !== undefined) {
         if (kind === 'T') this.#runner.timer(call, Number(first), Number(second));
         else this.#runner.clearTimer(call, Number(first));

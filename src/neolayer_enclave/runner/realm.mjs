@@ -1,12 +1,13 @@
 // A context with our bootstrap in it: what one function, or one call of it, sees as its world.
 
+import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import ivm from 'isolated-vm';
 import { InvalidFunction, loadingError } from './errors.mjs';
 
-export const BOOTSTRAP = readFileSync(new URL('./bootstrap.js', import.meta.url), 'utf8');
+export const BOOTSTRAP = readFileSync(new URL('./built/bootstrap.js', import.meta.url), 'utf8');
 const BOOTSTRAP_FILE = 'neolayer:bootstrap';
-const ENTRIES = ['install', 'installed', 'run', 'deliver', 'fire', 'forget', 'take'];
+const ENTRIES = ['install', 'installed', 'run', 'deliver', 'fire', 'forget', 'take', 'seed'];
 
 // A new isolate with a realm that nobody owns yet. `cached` is the bootstrap's code cache as an ArrayBuffer, or null.
 export class Blank {
@@ -42,7 +43,7 @@ export class Realm {
   // streamLog(id, line) gets log lines at once while an entry runs on another thread.
   open(streamLog, file, secrets) {
     const callback = new ivm.Callback(streamLog, { ignored: true });
-    const entries = this.#main.applySync(undefined, [callback, file, secrets], { result: { reference: true } });
+    const entries = this.#main.applySync(undefined, [callback, file, secrets, newSeed()], { result: { reference: true } });
     for (const name of ENTRIES) this[name] = entries.getSync(name, { reference: true });
     entries.release();
     this.#main.release();
@@ -69,8 +70,18 @@ export class Realm {
     );
   }
 
+  // Only kept there, so it runs no code of the author.
+  reseed() {
+    this.seed.applySync(undefined, [newSeed()]);
+  }
+
   release() {
     for (const name of ENTRIES) this[name]?.release();
     this.#context.release();
   }
+}
+
+// For the random generator of one realm: key and nonce of ChaCha20, one byte a character.
+function newSeed() {
+  return randomBytes(40).latin1Slice();
 }
