@@ -16,6 +16,7 @@
 import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
+import { Redactor } from './redact.mjs';
 
 const WATCH_MS = 10;
 const MAX_OUTPUT_BYTES = 1_048_576;
@@ -43,6 +44,7 @@ const runner = {
     calls.delete(call.id);
     call.isolate.calls.delete(call.id);
     for (const timer of call.timers.values()) clearTimeout(timer);
+    if (error !== null || logs !== '') [error, logs] = redacted(call.bundle, error, logs);
     let text = Buffer.from(error === null ? output : JSON.stringify(error));
     let failed = error !== null;
     if (!failed && text.length > MAX_OUTPUT_BYTES) {
@@ -114,6 +116,7 @@ function invoke(id, data, at, end) {
   }
   isolate.lastUsed = call.started;
   call.isolate = isolate;
+  call.bundle = bundle;
   calls.set(id, call);
   isolate.start(call);
   watching ??= setInterval(watch, WATCH_MS);
@@ -156,8 +159,16 @@ function newCall(id, limits) {
   const now = performance.now();
   return {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
-    cold: false, over: false, execution: '', input: '', isolate: null, timers: new Map(), streamed: [],
+    cold: false, over: false, execution: '', input: '', bundle: null, isolate: null, timers: new Map(), streamed: [],
   };
+}
+
+// Error and logs of a call without the values of its function's secrets.
+function redacted(bundle, error, logs) {
+  if (bundle.redactor === undefined) bundle.redactor = Redactor.of(bundle.secrets);
+  const { redactor } = bundle;
+  if (redactor === null) return [error, logs];
+  return [error === null ? null : redactor.error(error), logs === '' ? '' : redactor.logs(logs)];
 }
 
 function newIsolate(bundle) {
