@@ -88,6 +88,8 @@ class Identity(Message, frozen=True):
     encryption_key: bytes
     #: SHA-256 over the measured files.
     measurement: bytes
+    #: Functions may fetch private addresses: development only.
+    egress_allow_private: bool = False
 
 
 class Attest(Message, frozen=True, tag="attest"):

@@ -67,6 +67,7 @@ class Enclave:
             signing_key=self.keys.signing_public,
             encryption_key=self.keys.encryption_public,
             measurement=self.measurement,
+            egress_allow_private=self.cells.egress_allow_private,
         )
 
     def statistics(self) -> protocol.Statistics:
