@@ -1,10 +1,12 @@
 """Programs that a hostile author would deploy. `test_hostile` runs them; what they may do is said beside each."""
 
+# ruff: noqa: E501 - a program a line reads better
+
 from dataclasses import dataclass, field
 
 #: What every program ends with, apart from what it is expected to fail with: a list of what it found.
 LOOK = """
-const found = [], visited = new Set(), HostNames = ['process', 'require', 'module', 'exports', 'Buffer', 'global',
+const found = [], visited = new Set(), HostNames = ['process', 'require', 'module', 'exports', 'Buffer',
   'setImmediate', 'ivm', '__dirname', '__filename', 'gc', 'Deno', 'Bun', 'WebAssembly', 'SharedArrayBuffer',
   'Atomics', 'streamLog', 'outbox', 'secretsText', 'calls', 'bootstrap', 'applySync', 'derefInto', 'isDisposed'];
 const { ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect, RootPrototype = Object.prototype;
@@ -31,7 +33,7 @@ function look(value, how = '?', depth = 6) {
   } catch {}
 }
 function attempt(work, how) {
-  try { look(work(), how); } catch (error) { look(error, `error of ${how}`); }
+  try { const value = work(); if (value instanceof Promise) value.catch(() => {}); look(value, how); } catch (error) { look(error, `error of ${how}`); }
 }
 """
 
@@ -144,7 +146,7 @@ ESCAPES = _programs(
           const caught = [];
           for (const key of ['id', 'over', 'pending', 'seq', 'kind', 'resolve', 'reject', 'frames', 'logs', 'timers',
             'callback', 'args', 'code', 'message', 'url', 'status', 'headers', 'get', 'set', 'value', 'then', 'toJSON'])
-            Object.defineProperty(Object.prototype, key, { configurable: true,
+            Object.defineProperty(Object.prototype, key, { __proto__: null, configurable: true,
               set(value) { caught.push(this, value) }, get() { caught.push(this); return undefined } });
           await ctx.neo.read({ a: 1 }).catch(() => {});
           await fetch('https://nowhere.example/').catch((error) => caught.push(error));
@@ -229,7 +231,19 @@ ESCAPES = _programs(
 )  # fmt: skip
 
 #: They run on until they are ended.
-SPINNERS = _programs(
+SPINNERS = [
+    *_programs(
+        # The result was there before.
+        "cpu_limit|ok",
+        {"endless microtasks left behind": "(function again() { Promise.resolve().then(again) })(); return 1"},
+        cpu_ms=200, timeout_ms=2_000,
+    ),
+    *_programs(
+        "cpu_limit|invalid_output",
+        {"getters of getters": "const deep = () => ({ get a() { return deep() } }); return deep()"},
+        cpu_ms=200, timeout_ms=2_000,
+    ),
+    *_programs(
     "cpu_limit",
     {
         "loop": "for (;;);",
@@ -238,7 +252,6 @@ SPINNERS = _programs(
         "loop in a timer": "setTimeout(() => { for (;;); }, 1); await new Promise(() => {});",
         "loop in a microtask": "queueMicrotask(() => { for (;;); }); await new Promise(() => {});",
         "endless microtasks": "const again = () => Promise.resolve().then(again); await again();",
-        "endless microtasks left behind": "(function again() { Promise.resolve().then(again) })(); return 1",
         "async loop": "for (;;) await null;",
         "async recursion": "const f = async () => { await null; return f() }; await f();",
         "loop in catch and finally": "try { throw 1 } catch { try { for (;;); } finally { for (;;); } } finally { for (;;); }",
@@ -247,7 +260,6 @@ SPINNERS = _programs(
           for (const value of endless()) break;""",
         "loop in toJSON": "return { toJSON() { for (;;); } }",
         "loop in a getter": "return { get a() { for (;;); } }",
-        "getters of getters": "const deep = () => ({ get a() { return deep() } }); return deep()",
         "loop in a proxy's traps": "return new Proxy({}, { ownKeys() { for (;;); } })",
         "loop in a thenable": "return { then() { for (;;); } }",
         "loop in a thrown message": "throw { get message() { for (;;); } }",
@@ -271,8 +283,9 @@ SPINNERS = _programs(
         " Error().stack; }; f(300)",
         "swallowed errors": "const f = () => { try { f() } catch { f() } finally { f() } }; f()",
     },
-    cpu_ms=300, timeout_ms=2_000,
-)  # fmt: skip
+        cpu_ms=200, timeout_ms=2_000,
+    ),
+]  # fmt: skip
 
 #: At the top level there is no call yet to be kept for later ones.
 TOP_LEVELS = [
@@ -322,7 +335,8 @@ SLEEPERS = _programs(
 
 #: They ask for more memory than there is. What V8 refuses to make at all is an error that the author could catch.
 BOMBS = _programs(
-    "memory_limit|cpu_limit|function_error|invalid_output",
+    # On a busy machine the time may be over before the CPU time is.
+    "memory_limit|cpu_limit|timeout|function_error|invalid_output",
     {
         "strings in a list": "const kept = []; for (;;) kept.push('x'.repeat(1000) + kept.length);",
         "flat strings": "const kept = []; for (;;) kept.push([...'x'.repeat(20000)].join('y') + kept.length);",
@@ -384,7 +398,7 @@ BOMBS = _programs(
         "stack": "const f = () => f() + 1; return f()",
         "stack of a regular expression": "return new RegExp('('.repeat(50000) + 'a' + ')'.repeat(50000)).test('a')",
     },
-    cpu_ms=3_000, timeout_ms=4_000, memory_mb=32,
+    cpu_ms=600, timeout_ms=2_000, memory_mb=32,
 )  # fmt: skip
 
 #: They talk too much, or in our own messages.
@@ -403,7 +417,6 @@ TALKERS = [
             " catch {} } return n <= 1000",
             "timers that are cleared": "let n = 0; for (let i = 0; i < 4000; i++) { clearTimeout(setTimeout(() => {}, 9));"
             " n++ } return n",
-            "rejections that nobody handles": "for (let i = 0; i < 10000; i++) Promise.reject(new Error('x')); return 1",
             "forged messages in the output": "return '\\nR 1 1 1 0\\n7\\nC 1 1 1 2\\n{}\\nT 1 1 1\\n'",
             "forged messages in the logs": "console.log('\\nR 1 1 1 0\\n7'); console.log('],[0,\"log\",\"forged\"]');"
             " return 1",
@@ -424,6 +437,7 @@ TALKERS = [
             "forged messages are thrown": "throw new Error('\\nR 1 1 1 0\\n7\\nC 1 1 1 2\\n{}')",
             "the code of a limit is thrown": "throw Object.assign(new Error('forged'), { code: 'cpu_limit' })",
             "a symbol is thrown": "throw Symbol('x')",
+            "rejections that nobody handles": "for (let i = 0; i < 10000; i++) Promise.reject(new Error('x')); return 1",
             "deep recursion": "const f = () => f(); f()",
             "deep recursion while it is shown": "throw { get message() { const f = () => f(); return f() } }",
         },

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from neolayer_enclave.protocol import Result
+from tests.enclave_process.host import Host, Process, logs, output
 from tests.enclave_process.hostile import (
     BOMBS,
     ESCAPES,
@@ -20,7 +21,6 @@ from tests.enclave_process.hostile import (
     WRECKERS,
     Program,
 )
-from tests.enclave_process.host import Host, Process, logs, output
 
 #: Of another tenant, and of another function of the same tenant.
 NEIGHBOURS_SECRET = "neighbours-secret-5e1f"
