@@ -140,7 +140,7 @@ def health_checks(parts: Parts) -> HealthChecks:
         return {
             "provider": identity.provider,
             "measurement": identity.measurement.hex(),
-            "egress_allow_private": parts.settings.egress_allow_private,
+            "egress_allow_private": identity.egress_allow_private,
         }
 
     async def chain() -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Cells:
         self.crashed = 0
 
     @property
+    def egress_allow_private(self) -> bool:
+        return self._egress.allow_private
+
+    @property
     def count(self) -> int:
         return len(self._cells)
 

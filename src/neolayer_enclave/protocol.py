@@ -26,6 +26,8 @@ import msgspec
 PROTOCOL_VERSION: Final = 2
 #: What the hash of `Evidence` begins with.
 ATTESTATION_DOMAIN: Final = b"neolayer/attestation/1"
+#: What the ``info`` of an encrypted upload begins with, see `upload_info`.
+UPLOAD_DOMAIN: Final = b"neolayer/secret-upload/1"
 #: A peer that announces a longer frame is broken or hostile; the connection is closed.
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER: Final = struct.Struct("<IBI")
@@ -92,6 +94,8 @@ class Identity(Message, frozen=True):
     encryption_key: bytes
     #: SHA-256 over the measured files.
     measurement: bytes
+    #: Functions may fetch private addresses: development only.
+    egress_allow_private: bool = False
 
 
 class Attest(Message, frozen=True, tag="attest"):
@@ -119,10 +123,46 @@ class Seal(Message, frozen=True, tag="seal"):
     name: str
     version: int
     plaintext: bytes
+    #: Of the sealing key.
+    epoch: int = 0
+
+
+class SealUpload(Message, frozen=True, tag="seal_upload"):
+    """Seal a secret that a client encrypted to ``encryption_key``, so that no host saw it. Answered by `Sealed`,
+    or `Failure` ``upload_invalid`` when it was encrypted to another key or for other names.
+
+    ``upload`` is RFC 9180 HPKE in base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM: the
+    encapsulated key, 32 bytes, then ciphertext and tag. ``info`` is `upload_info`, the associated data is empty.
+    """
+
+    tenant: str
+    name: str
+    version: int
+    upload: bytes
+    epoch: int = 0
 
 
 class Sealed(Message, frozen=True):
     ciphertext: bytes
+
+
+class OwnedSecret(Message, frozen=True):
+    tenant: str
+    name: str
+    version: int
+    ciphertext: bytes
+
+
+class Reseal(Message, frozen=True, tag="reseal"):
+    """Seal secrets anew under the key of an epoch. Answered by `Resealed`."""
+
+    epoch: int
+    secrets: list[OwnedSecret]
+
+
+class Resealed(Message, frozen=True):
+    #: In the order of the request; null for one that does not open under its names.
+    ciphertexts: list[bytes | None]
 
 
 class CreateKey(Message, frozen=True, tag="create_key"):
@@ -291,7 +331,9 @@ class Statistics(Message, frozen=True):
     loads: Loads = Loads()
 
 
-type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+type Request = (
+    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+)
 
 
 class HostCall(Message, frozen=True):
@@ -305,9 +347,20 @@ class HostCall(Message, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(
-    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
 ).decode
 _decode_error: Final = msgspec.json.Decoder(ErrorInfo).decode
+
+
+def upload_info(tenant: str, name: str, version: int) -> bytes:
+    """What an encrypted upload is bound to: domain, tenant, name and version in decimal, joined by NUL.
+
+    Raises:
+        ValueError: a part holds NUL, so that two lists of names would read the same.
+    """
+    if "\0" in tenant or "\0" in name:
+        raise ValueError("a name holds NUL")
+    return b"\0".join((UPLOAD_DOMAIN, tenant.encode(), name.encode(), b"%d" % version))
 
 
 def frame(kind: Kind, id: int, body: bytes) -> bytes:

@@ -30,7 +30,6 @@ CPU_MS: Final = range(10, 10_001)
 MEMORY_MB: Final = range(16, 513)
 #: Sources kept; a bundle that fell out is asked for again by ``not_loaded``.
 BUNDLES_BYTES: Final = 256 * 1024 * 1024
-PURPOSE: Final = "secret"
 #: As plain numbers: an attribute of an enumeration costs a tenth of what the rest of a frame does.
 INVOKE: Final = int(Kind.INVOKE)
 RESULT: Final = int(Kind.RESULT)
@@ -71,6 +70,7 @@ class Enclave:
             signing_key=self.keys.signing_public,
             encryption_key=self.keys.encryption_public,
             measurement=self.measurement,
+            egress_allow_private=self.cells.egress_allow_private,
         )
 
     def statistics(self) -> protocol.Statistics:
@@ -85,12 +85,34 @@ class Enclave:
         )
 
     def seal(self, request: protocol.Seal) -> protocol.Sealed:
-        if len(request.plaintext) > MAX_SECRET_BYTES:
+        return self._seal(request, request.plaintext)
+
+    def seal_upload(self, request: protocol.SealUpload) -> protocol.Sealed:
+        names = (request.tenant, request.name, request.version)
+        return self._seal(request, seal.open_upload(self.keys.encryption, *names, request.upload))
+
+    def reseal(self, request: protocol.Reseal) -> protocol.Resealed:
+        """Only what opens is sealed anew: damaged rows must not keep the others from it."""
+        _check_epoch(request.epoch)
+        ciphertexts: list[bytes | None] = []
+        for secret in request.secrets:
+            names = (secret.tenant, secret.name, secret.version)
+            try:
+                plaintext = seal.unseal_secret(self.keys.secrets, *names, secret.ciphertext)
+            except seal.SealInvalid:
+                ciphertexts.append(None)
+            else:
+                ciphertexts.append(seal.seal_secret(self.keys.secrets, request.epoch, *names, plaintext))
+        return protocol.Resealed(ciphertexts)
+
+    def _seal(self, request: protocol.Seal | protocol.SealUpload, plaintext: bytes) -> protocol.Sealed:
+        _check_epoch(request.epoch)
+        if len(plaintext) > MAX_SECRET_BYTES:
             raise Refused("secret_too_large", f"a secret has at most {MAX_SECRET_BYTES} bytes")
-        if not _is_text(request.plaintext):
+        if not _is_text(plaintext):
             raise Refused("invalid_secret", "a secret is UTF-8 text")
         names = (request.tenant, request.name, request.version)
-        return protocol.Sealed(seal.seal(self.keys.secrets, PURPOSE, *names, request.plaintext))
+        return protocol.Sealed(seal.seal_secret(self.keys.secrets, request.epoch, *names, plaintext))
 
     def load(self, request: protocol.Load) -> protocol.Loaded:
         """Keep a bundle, its secrets opened. The same bundle again changes nothing."""
@@ -120,8 +142,8 @@ class Enclave:
         _check_source(request.source)
         _check_limits(request.limits)
         secrets = {
-            secret.name: seal.unseal(
-                self.keys.secrets, PURPOSE, request.tenant, secret.name, secret.version, secret.ciphertext
+            secret.name: seal.unseal_secret(
+                self.keys.secrets, request.tenant, secret.name, secret.version, secret.ciphertext
             ).decode()
             for secret in request.secrets
         }
@@ -153,6 +175,8 @@ class Connection(FramePeer):
             protocol.Hello: lambda _: enclave.identity(),
             protocol.Attest: self._attest,
             protocol.Seal: enclave.seal,
+            protocol.SealUpload: enclave.seal_upload,
+            protocol.Reseal: enclave.reseal,
             protocol.CreateKey: lambda request: enclave.signer.create(request.tenant, request.wallet),
             protocol.SignTransaction: enclave.signer.sign,
             protocol.Load: enclave.load,
@@ -308,6 +332,10 @@ def _failure(error: Exception) -> Failure:
             return error.failure
         case seal.SealInvalid():
             return Failure("seal_invalid", "the ciphertext does not belong to this tenant, name and version")
+        case seal.UploadInvalid():
+            return Failure(
+                "upload_invalid", "the upload was not encrypted to this enclave for this tenant, name and version"
+            )
         case BadTransaction():
             return Failure("bad_transaction", str(error))
         case NotASigner():
@@ -337,6 +365,11 @@ def _digest(request: protocol.Load) -> bytes:
 def _check_source(source: str) -> None:
     if len(source.encode()) > MAX_SOURCE_BYTES:
         raise Refused("source_too_large", f"a source has at most {MAX_SOURCE_BYTES} bytes")
+
+
+def _check_epoch(epoch: int) -> None:
+    if epoch not in seal.EPOCHS:
+        raise Refused("bad_request", "there is no such epoch")
 
 
 def _check_limits(limits: Limits) -> None:

@@ -2,7 +2,7 @@
 
 from neolayer.enclave.client import Call, Enclave, EnclaveClient, HostFunction
 from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
-from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, Result, SealedSecret
+from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Result, SealedSecret
 
 __all__ = [
     "Call",
@@ -16,6 +16,7 @@ __all__ = [
     "Limits",
     "Load",
     "OutcomeUnknown",
+    "OwnedSecret",
     "Result",
     "SealedSecret",
 ]

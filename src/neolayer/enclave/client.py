@@ -58,7 +58,9 @@ class Enclave(Protocol):
 
     async def hello(self) -> protocol.Identity: ...
     async def attest(self, nonce: bytes) -> protocol.Evidence: ...
-    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes: ...
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes, epoch: int) -> bytes: ...
+    async def seal_upload(self, tenant: str, name: str, version: int, upload: bytes, epoch: int) -> bytes: ...
+    async def reseal(self, epoch: int, secrets: list[protocol.OwnedSecret]) -> list[bytes | None]: ...
     async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey: ...
     async def sign_transaction(
         self, tenant: str, wallet: str, sealed: bytes, network: int, unsigned: bytes
@@ -97,9 +99,21 @@ class EnclaveClient:
     async def attest(self, nonce: bytes) -> protocol.Evidence:
         return await self._call(protocol.Attest(nonce), protocol.Evidence)
 
-    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
-        sealed = await self._call(protocol.Seal(tenant, name, version, plaintext), protocol.Sealed)
-        return sealed.ciphertext
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes, epoch: int) -> bytes:
+        request = protocol.Seal(tenant, name, version, plaintext, epoch)
+        return (await self._call(request, protocol.Sealed)).ciphertext
+
+    async def seal_upload(self, tenant: str, name: str, version: int, upload: bytes, epoch: int) -> bytes:
+        """
+        Raises:
+            EnclaveRefused: code ``upload_invalid``.
+        """
+        request = protocol.SealUpload(tenant, name, version, upload, epoch)
+        return (await self._call(request, protocol.Sealed)).ciphertext
+
+    async def reseal(self, epoch: int, secrets: list[protocol.OwnedSecret]) -> list[bytes | None]:
+        """Null for those that do not open."""
+        return (await self._call(protocol.Reseal(epoch, secrets), protocol.Resealed)).ciphertexts
 
     async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey:
         return await self._call(protocol.CreateKey(tenant, wallet), protocol.WalletKey)

@@ -33,6 +33,7 @@ CLIENT_CODES: Final = frozenset(
         "secret_too_large",
         "source_too_large",
         "input_too_large",
+        "upload_invalid",
     }
 )
 

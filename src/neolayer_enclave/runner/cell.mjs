@@ -31,6 +31,7 @@ import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
 import { Blank } from './realm.mjs';
+import { Redactor } from './redact.mjs';
 
 const WATCH_MS = 10;
 const MAX_OUTPUT_BYTES = 1_048_576;
@@ -100,6 +101,7 @@ const runner = {
     for (const timer of call.timers.values()) clearTimeout(timer);
     // A call that may have had an effect must not be repeated blindly.
     if (error !== null && call.sent) error[3] = false;
+    if (error !== null || logs !== '') [error, logs] = redacted(call.bundle, error, logs);
     let text = error === null ? output : JSON.stringify(error);
     let bytes = Buffer.byteLength(text), failed = error !== null;
     if (!failed && bytes > MAX_OUTPUT_BYTES) {
@@ -182,6 +184,7 @@ function invoke(id, data, at, end) {
   if (call.cold) isolate = bundle.isolate = newIsolate(bundle);
   isolate.use(call.started);
   call.isolate = isolate;
+  call.bundle = bundle;
   calls.set(id, call);
   isolate.start(call);
   if (call.cold) load(isolate, bundle, call, WHY_CALL);
@@ -295,8 +298,8 @@ function newCall(id, limits) {
   const now = performance.now();
   return {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
-    cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', isolate: null, realm: null,
-    timers: new Map(), streamed: [],
+    cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
+    realm: null, timers: new Map(), streamed: [],
     // Of the isolate, seen between entries while the call ran; what is between two looks stays unseen.
     peakHeapBytes: 0,
   };
@@ -304,6 +307,14 @@ function newCall(id, limits) {
 
 function uuid(hex) {
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+}
+
+// Error and logs of a call without the values of its function's secrets.
+function redacted(bundle, error, logs) {
+  if (bundle.redactor === undefined) bundle.redactor = Redactor.of(bundle.secrets);
+  const { redactor } = bundle;
+  if (redactor === null) return [error, logs];
+  return [error === null ? null : redactor.error(error), logs === '' ? '' : redactor.logs(logs)];
 }
 
 function newIsolate(bundle) {
