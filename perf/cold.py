@@ -1,7 +1,8 @@
 """Cold starts of functions, with and without the code cache and warm-up, in one interleaved run.
 
-Two enclaves run side by side on the same machine, one of them with ``--no-code-cache`` or ``--no-warm-up``. Phases
-are those the enclave itself counts (`protocol.Loads`); the first call's time is taken at the host's end of the socket.
+Two enclaves run side by side on the same machine, one of them with ``--no-code-cache`` or ``--no-warm-up``.
+Phases are those the enclave itself counts (`protocol.Loads`); the first call's time is taken at the host's end of
+the socket.
 
     python -m perf.cold --rounds 12 --write docs/performance/cold.md
 """
@@ -18,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import uvloop
+from tests.enclave_process.host import Host, Process, output
 
 from neolayer_enclave.protocol import Loads, Statistics, Stats, Warm, Warmed
 from perf.sources import source
 from perf.stats import Interval, median, ratio
-from tests.enclave_process.host import Host, Process, output
 
 SIZES = {"66 B": 66, "20 KB": 20_480, "235 KB": 240_640}
 INPUT = {"name": "x", "n": 1}
@@ -108,9 +109,7 @@ async def compare_code_cache(rounds: int) -> str:
             for number in range(rounds):
                 for label, size in SIZES.items():
                     for name in ("off", "on") if number % 2 == 0 else ("on", "off"):
-                        figures.setdefault((label, name), []).append(
-                            await sides[name].first_calls(source(size))
-                        )
+                        figures.setdefault((label, name), []).append(await sides[name].first_calls(source(size)))
             statistics = await sides["on"].loads()
     expected = rounds * REPEATS * len(SIZES)
     assert statistics.code_hits >= expected, statistics
@@ -140,9 +139,7 @@ async def compare_warm_up(rounds: int) -> str:
     figures: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as top:
         async with AsyncExitStack() as stack:
-            off = await stack.enter_async_context(
-                Side.open(Path(top) / "off", "--no-warm-up", "--no-code-cache")
-            )
+            off = await stack.enter_async_context(Side.open(Path(top) / "off", "--no-warm-up", "--no-code-cache"))
             on = await stack.enter_async_context(Side.open(Path(top) / "on"))
             for size in SIZES.values():
                 for side in (off, on):

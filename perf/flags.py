@@ -1,6 +1,6 @@
 """What V8's and Node's flags do to a cell: its start, cold and warm calls, memory. One interleaved run.
 
-    python -m perf.flags --rounds 8
+python -m perf.flags --rounds 8
 """
 
 import argparse
@@ -16,14 +16,14 @@ from typing import Final
 from unittest.mock import patch
 
 import uvloop
+from tests.enclave_process import measure
+from tests.enclave_process.host import Host, Process, output
 
 from neolayer_enclave import protocol
 from neolayer_enclave.loading import NODE_FLAGS
 from neolayer_enclave.protocol import Statistics, Stats
 from perf.sources import source
 from perf.stats import median, ratio
-from tests.enclave_process import measure
-from tests.enclave_process.host import Host, Process, output
 
 BASE: Final = ("--no-node-snapshot",)
 SETS: Final[dict[str, tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ sys.exit(__main__.main())
 #: Makes and drops objects, as programs that work on JSON do.
 ALLOCATING: Final = """
 export default (input) => {
-  const rows = Array.from({ length: 500 }, (_, i) => ({ id: i, name: `row ${i}`, tags: [`t${i % 7}`], n: { at: i } }));
+  const rows = Array.from({ length: 500 }, (_, i) => ({ id: i, name: `row ${i}`, tags: [`t${i}`], at: { i } }));
   const text = JSON.stringify(rows.filter((row) => row.id % 3).map((row) => ({ ...row, seen: true })));
   return { hello: input.name, n: input.n + JSON.parse(text).length };
 }
@@ -118,7 +118,9 @@ async def run(rounds: int) -> str:
         for number in range(rounds):
             names = list(SETS)
             for name in names if number % 2 == 0 else names[::-1]:
-                samples[name].append(await figures(SETS[name], Path(top) / f"{number}-{len(samples[name])}-{name}"))
+                samples[name].append(
+                    await figures(SETS[name], Path(top) / f"{number}-{len(samples[name])}-{name}")
+                )
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     lines = ["| flags | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for name in SETS:

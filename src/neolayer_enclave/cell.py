@@ -229,7 +229,7 @@ class Cell(FramePeer):
         if len(self.runs) >= MAX_RUNNING:
             raise NoCapacity(f"more than {MAX_RUNNING} calls of this tenant are running")
         number = self._number(bundle)
-        self._loading.calls += 1
+        self._loading.called(bundle)
         now = time.monotonic()
         id = self._next_id()
         run = Run(id, caller, request, bundle, self, now, now + bundle.limits.timeout_ms / 1000)
@@ -385,8 +385,10 @@ class Cell(FramePeer):
             if bundle := self._loaded.get(id):
                 self._loading.loaded(bundle.tenant, bundle.source, body)
         elif kind == CODE:
-            of_check = body[0] == FORM_CHECKED
-            source = self._checked.get(id) if of_check else (b := self._loaded.get(id)) and b.source
+            if body[0] == FORM_CHECKED:
+                source = self._checked.get(id)
+            else:
+                source = self._loaded[id].source if id in self._loaded else None
             if source is not None:
                 self._loading.keep(self.tenant, source, body)
         else:

@@ -104,6 +104,10 @@ class Enclave:
             self.cells.unload(oldest)
         return protocol.Loaded()
 
+    def known(self, tenant: str, name: str) -> Bundle | None:
+        """A bundle, if it is loaded; not taken for a use of it."""
+        return self._bundles.get((tenant, name))
+
     def bundle(self, tenant: str, name: str) -> Bundle:
         bundle = self._bundles.get((tenant, name))
         if bundle is None:
