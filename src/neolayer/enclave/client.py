@@ -49,6 +49,7 @@ class Enclave(Protocol):
     ) -> protocol.Signature: ...
     async def check(self, tenant: str, source: str) -> bytes: ...
     async def load(self, bundle: protocol.Load) -> None: ...
+    async def warm(self, tenant: str, bundle: str) -> bool: ...
     async def invoke(
         self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
     ) -> protocol.Result: ...
@@ -96,6 +97,14 @@ class EnclaveClient:
 
     async def load(self, bundle: protocol.Load) -> None:
         await self._call(bundle, protocol.Loaded)
+
+    async def warm(self, tenant: str, bundle: str) -> bool:
+        """Make a bundle's isolate ahead of its next call. Returns whether it was there.
+
+        Raises:
+            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail.
+        """
+        return (await self._call(protocol.Warm(tenant, bundle), protocol.Warmed)).was_warm
 
     async def invoke(
         self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int

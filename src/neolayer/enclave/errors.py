@@ -22,6 +22,7 @@ class OutcomeUnknown(ServiceError):
 CLIENT_CODES: Final = frozenset(
     {
         "syntax_error",
+        "typescript_not_erasable",
         "import_not_supported",
         "no_entry_point",
         "invalid_function",
