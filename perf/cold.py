@@ -1,7 +1,8 @@
 """Cold starts of functions, with and without the code cache and warm-up, in one interleaved run.
 
-Two enclaves run side by side on the same machine, one of them with ``--no-code-cache`` or ``--no-warm-up``. Phases
-are those the enclave itself counts (`protocol.Loads`); the first call's time is taken at the host's end of the socket.
+Two enclaves run side by side on the same machine, one of them with ``--no-code-cache`` or ``--no-warm-up``.
+Phases are those the enclave itself counts (`protocol.Loads`); the first call's time is taken at the host's end of
+the socket.
 
     python -m perf.cold --rounds 12 --write docs/performance/cold.md
 """

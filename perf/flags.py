@@ -53,7 +53,7 @@ sys.exit(__main__.main())
 #: Makes and drops objects, as programs that work on JSON do.
 ALLOCATING: Final = """
 export default (input) => {
-  const rows = Array.from({ length: 500 }, (_, i) => ({ id: i, name: `row ${i}`, tags: [`t${i % 7}`], n: { at: i } }));
+  const rows = Array.from({ length: 500 }, (_, i) => ({ id: i, name: `row ${i}`, tags: [`t${i}`], at: { i } }));
   const text = JSON.stringify(rows.filter((row) => row.id % 3).map((row) => ({ ...row, seen: true })));
   return { hello: input.name, n: input.n + JSON.parse(text).length };
 }

@@ -1,4 +1,4 @@
-"""Sources of functions of a wanted size, the same every time: many functions and classes, of which a call uses a fifth."""
+"""Sources of functions of a wanted size, always the same: many functions and classes; a call uses a fifth."""
 
 SMALL = "export default (input) => ({ hello: input.name, n: input.n + 1 });"
 

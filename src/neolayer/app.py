@@ -65,6 +65,11 @@ BACKGROUND_FAILURES: Final = Counter(
 BACKGROUND_PAUSE_S: Final = 1.0
 #: A follower that is more blocks behind the node than this shows as down.
 FOLLOWER_LAG_BLOCKS: Final = 10
+LOADS: Final = Gauge(
+    "neolayer_enclave_loads",
+    "How functions became warm isolates: cold and warm starts, times in µs, the code cache, predictions.",
+    ["counter"],
+)
 CELLS: Final = Gauge("neolayer_enclave", "Counters of the enclave: cells, isolates, running calls, …", ["counter"])
 
 
@@ -230,8 +235,10 @@ class Api:
                 POOL.labels(counter).set(value)
             with contextlib.suppress(Unavailable):
                 stats = await parts.enclave.stats()
-                for counter in stats.__struct_fields__:
-                    CELLS.labels(counter).set(getattr(stats, counter))
+                for gauge, counters in ((CELLS, stats), (LOADS, stats.loads)):
+                    for counter in counters.__struct_fields__:
+                        if counter != "loads":
+                            gauge.labels(counter).set(getattr(counters, counter))
 
         if self._settings.opt_raw_invoke:
             self.invocations = InvokeEndpoint(functions, parts.accounts)

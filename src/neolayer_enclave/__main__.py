@@ -23,6 +23,7 @@ from neolayer_enclave.egress import Egress
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
 from neolayer_enclave.loading import BOOTSTRAP, Loading, engine
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
+from neolayer_enclave.warmup import WarmUp, available_memory
 
 EXIT_CANNOT_START: Final = 2
 #: Two seconds in all: cells are killed, so this is only for frames on their way out.
@@ -68,6 +69,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     cells = Cells(node, web, loading, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
     enclave = Enclave(keys, cells)
     server = await listen(enclave, arguments.socket)
+    if loading.warm_up:
+        loading.watcher = warm_up = WarmUp(enclave, cells, available_memory)
+        watching = asyncio.get_running_loop().create_task(warm_up.run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -80,6 +84,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     print(json.dumps(ready), flush=True)
     await stop.wait()
     server.close()
+    if loading.warm_up:
+        watching.cancel()
     arguments.socket.unlink(missing_ok=True)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STOP_S):

@@ -292,7 +292,7 @@ class Cell(FramePeer):
     def _begin(self, run: Run) -> None:
         bundle = run.bundle
         number = self._number(bundle)
-        self._loading.calls += 1
+        self._loading.called(bundle)
         run.started = now = time.monotonic()
         run.deadline = now + bundle.limits.timeout_ms / 1000
         self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
@@ -464,8 +464,7 @@ class Cell(FramePeer):
             if body[0] == FORM_CHECKED:
                 source = self._checked.get(id)
             else:
-                exercised = self._loaded.get(id)
-                source = exercised.source if exercised else None
+                source = self._loaded[id].source if id in self._loaded else None
             if source is not None:
                 self._loading.keep(self.tenant, source, body)
         else:

@@ -68,6 +68,15 @@ class Cells:
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return cell
 
+    def has_room_for(self, tenant: str) -> bool:
+        """Whether the tenant has a cell, or can get one without another's end."""
+        return tenant in self._cells or len(self._cells) < self._most
+
+    def shrink(self, most_bytes: int) -> None:
+        """End isolates at rest until those of each cell hold no more than that."""
+        for cell in self._cells.values():
+            cell.shrink(most_bytes)
+
     def unload(self, bundle: Bundle) -> None:
         if cell := self._cells.get(bundle.tenant):
             cell.unload(bundle)

@@ -1,8 +1,8 @@
 """V8's code cache of functions, kept in files across restarts.
 
 It is machine code that a cell runs unseen, so an entry counts only with the enclave's own authentication code over
-its name and content: neither a changed nor an exchanged file comes through. A name covers the tenant: what the cell
-of one tenant made is never run in the cell of another.
+its name and content: neither a changed nor an exchanged file comes through. A name covers the tenant: what the
+cell of one tenant made is never run in the cell of another.
 """
 
 import hashlib

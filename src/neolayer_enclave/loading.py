@@ -6,10 +6,13 @@ import hashlib
 import logging
 import struct
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.protocol import Loads
+
+if TYPE_CHECKING:
+    from neolayer_enclave.cell import Bundle
 
 RUNNER: Final = Path(__file__).parent / "runner"
 #: The same where code is made and where it is used: V8 refuses code made under other flags. Chosen by
@@ -33,6 +36,15 @@ CODE_USED, CODE_REJECTED = 1, 2
 _log = logging.getLogger(__name__)
 
 
+class Watcher(Protocol):
+    """Who expects calls, see `warmup`."""
+
+    right: int
+    wasted: int
+
+    def called(self, bundle: "Bundle") -> None: ...
+
+
 class Loading:
     """Shared by all cells. Without ``code`` every isolate compiles its source."""
 
@@ -48,7 +60,9 @@ class Loading:
         self._firsts = 0
         self._processes = 0
         self._process_us = 0
-        self.calls = 0
+        self._calls = 0
+        #: Told of every call.
+        self.watcher: Watcher | None = None
 
     async def open(self) -> None:
         """Have the bootstrap's code cache ready; it is made by a process in which no tenant's code runs."""
@@ -92,6 +106,11 @@ class Loading:
         if program[0] != FORM_CHECKED or not self._code.has(name):
             self._code.put(name, program)
 
+    def called(self, bundle: "Bundle") -> None:
+        self._calls += 1
+        if self.watcher:
+            self.watcher.called(bundle)
+
     def loaded(self, tenant: str, source: bytes, body: bytes) -> None:
         """A cell has made an isolate."""
         why, code, *phases_us = LOADED.unpack(body)
@@ -118,7 +137,7 @@ class Loading:
         isolate_us, context_us, prepare_us, compile_us, evaluate_us = self._phases_us
         return Loads(
             cold_starts=cold,
-            warm_starts=max(0, self.calls - cold),
+            warm_starts=max(0, self._calls - cold),
             warmed=self._made[BY_WARM_UP],
             worn=self._made[WORN],
             processes=self._processes,
@@ -135,6 +154,8 @@ class Loading:
             code_rejected=self._rejected,
             code_corrupt=code.corrupt if code else 0,
             code_bytes=code.bytes if code else 0,
+            predictions_right=self.watcher.right if self.watcher else 0,
+            predictions_wasted=self.watcher.wasted if self.watcher else 0,
         )
 
 

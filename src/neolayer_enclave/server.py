@@ -131,6 +131,10 @@ class Enclave:
             self.cells.unload(oldest)
         return protocol.Loaded(self._bundles[key].handle)
 
+    def known(self, tenant: str, name: str) -> Bundle | None:
+        """A bundle, if it is loaded; not taken for a use of it."""
+        return self._bundles.get((tenant, name))
+
     def bundle(self, handle: bytes) -> Bundle:
         bundle = self._by_handle.get(handle)
         if bundle is None:

@@ -142,7 +142,7 @@ async def test_a_cell_does_not_grow_with_its_calls(own_enclave: Process, own_hos
 
     bundle = await own_host.load(source, isolation=isolation)
     sizes = []
-    for part in range(4):
+    for _ in range(4):
         for n in range(50):
             calls = (own_host.invoke(bundle, 8 * n + i, host=at_once) for i in range(8))
             for result in await asyncio.gather(*calls):

@@ -1,6 +1,7 @@
 """From an author's text to a function: ES modules in all their forms, and erasable TypeScript."""
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from tests.enclave_process.host import Host, Refusal, output
         "export async function main() { return 7 }",
         "export const main = () => 7, { a, b: [c] } = { b: [1] };",
         "export class A { static f() { return 7 } } export default A.f",
-        "const text = `export default 1; export {} ${ `export { x }` }`; // export default\nexport default () => 7",
+        "const text = `export default 1; export {} ${ `export { x }` }`; // export\nexport default () => 7",
         "const a = { export: 1, default: 2, import: 3 }; a.export; a.import; export default () => a.export + 6",
         "const x = 1\nexport {}\n(function () { globalThis.ran = x + 6 })()\nexport default () => globalThis.ran",
         "export default function () { return ran }\n(1);\nvar ran = 7",
@@ -46,11 +47,11 @@ from tests.enclave_process.host import Host, Refusal, output
         "export default () => 7 // the end",
         "export default () => 7 /* the end */\n// export default 5",
         "export default () => (this === undefined ? 7 : 0)",
-        "const text = '<!-- in a string -->', other = `<!--`; export default () => text.length - 15 + other.length - 2",
+        "const a = '<!-- in a string -->', b = `<!--`; export default () => a.length - 15 + b.length - 2",
         "export default function f\\u0061() { return 7 }",
         "const füñ = () => 7; export { füñ as default }",
         "/* € 😀 */ export default function /* 😀 */ () { return 7 }",
-        "await Promise.resolve(); var hoisted = later(); function later() { return 7 } export default () => hoisted",
+        "await Promise.resolve(); var a = later(); function later() { return 7 } export default () => a",
     ],
 )
 async def test_every_form_of_an_export_is_understood(host: Host, source: str) -> None:
@@ -162,8 +163,6 @@ export {};
 
 
 async def test_types_are_erased_and_the_hash_is_that_of_the_authors_text(host: Host) -> None:
-    import hashlib
-
     checked = await host.ask(Check("alice", TYPESCRIPT), Checked)
     assert checked.code_hash == hashlib.sha256(TYPESCRIPT.encode()).digest()
     value: Any = output(await host.run(TYPESCRIPT, {"orders": [{"amount": 2}, {"amount": 3}]}))

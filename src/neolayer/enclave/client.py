@@ -67,6 +67,7 @@ class Enclave(Protocol):
     ) -> protocol.Signature: ...
     async def check(self, tenant: str, source: str) -> bytes: ...
     async def load(self, bundle: protocol.Load) -> None: ...
+    async def warm(self, bundle: str) -> bool: ...
     def start(
         self, bundle: str, execution: UUID, input: bytes, call: Call, *, timeout_ms: int, depth: int = 0
     ) -> bool: ...
@@ -151,6 +152,17 @@ class EnclaveClient:
             protocol.encode_invoke(handle, depth, execution.bytes, input), call, timeout_ms / 1000 + INVOKE_SLACK_S
         )
         return True
+
+    async def warm(self, bundle: str) -> bool:
+        """Make a bundle's isolate ahead of its next call. Returns whether it was there.
+
+        Raises:
+            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail.
+        """
+        handle = self._handles.get(bundle)
+        if handle is None:
+            raise EnclaveRefused("not_loaded", "this bundle was not loaded", retryable=True)
+        return (await self._call(protocol.Warm(handle), protocol.Warmed)).was_warm
 
     async def invoke(
         self, bundle: str, execution: UUID, input: bytes, host: HostFunction, *, timeout_ms: int, depth: int = 0

@@ -24,6 +24,7 @@ STATUSES: Final = {"too_many_calls": 429}
 CLIENT_CODES: Final = frozenset(
     {
         "syntax_error",
+        "typescript_not_erasable",
         "import_not_supported",
         "no_entry_point",
         "invalid_function",
