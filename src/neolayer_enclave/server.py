@@ -150,6 +150,7 @@ class Connection(FramePeer):
             protocol.SignTransaction: enclave.signer.sign,
             protocol.Load: enclave.load,
             protocol.Stats: lambda _: enclave.statistics(),
+            protocol.Layers: lambda _: protocol.Hardening(enclave.cells.hardening.table()),
         }
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -179,6 +180,10 @@ class Connection(FramePeer):
     def finished(self, id: int, result: protocol.Result) -> None:
         del self._runs[id]
         self.send(Kind.RESPONSE, id, protocol.encode(result))
+
+    def refused(self, id: int, failure: Failure) -> None:
+        del self._runs[id]
+        self._refuse(id, failure)
 
     def host_call(self, run: Run, seq: int, name: str, argument: bytes) -> None:
         self._ids = self._ids % 0xFFFF_FFFF + 1

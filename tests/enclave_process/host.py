@@ -73,9 +73,10 @@ class Process:
         return await asyncio.wait_for(self.process.wait(), 5)
 
     def cells(self) -> list[int]:
-        """Process ids of the cells."""
+        """Process ids of the cells and of blank ones, but for those that are being launched."""
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
+        names = {int(pid): Path(f"/proc/{pid}/comm") for pid in text.split()}
+        return [pid for pid, name in names.items() if name.exists() and "python" not in name.read_text()]
 
 
 @dataclass

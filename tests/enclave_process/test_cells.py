@@ -33,7 +33,7 @@ async def test_a_cell_starts_with_a_clean_environment_and_few_descriptors(
 ) -> None:
     await own_host.run(ECHO, 1)
     cell = Path(f"/proc/{cell_of(own_enclave)}")
-    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0"
+    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0"
     assert (cell / "cwd").readlink() == Path("/")
     opened = {each.name: str(each.readlink()) for each in (cell / "fd").iterdir()}
     sockets = {target for target in opened.values() if target.startswith("socket:")}
@@ -95,7 +95,7 @@ async def test_a_cell_that_stands_still_is_ended_at_the_calls_deadline(
 
 
 async def test_the_cell_unused_for_longest_makes_room(tmp_path: Path) -> None:
-    enclave = await Process.start(tmp_path, "--cells", "2")
+    enclave = await Process.start(tmp_path, "--cells", "2", "--spare", "0", "--cell-wait-s", "0.5")
     host = await Host.connect(enclave)
 
     async def never(name: str, argument: Any) -> Any:
