@@ -24,7 +24,7 @@ class Ceilings:
         Raises:
             NoCeilings: says why.
         """
-        self._folder, self._v2 = _own_group()
+        self._folder, self._v2 = own_group()
         self._numbers = itertools.count(1)
         _remove_leftovers(self._folder)
         try:
@@ -83,7 +83,7 @@ class Ceiling:
             _log.warning("control group %s stays behind: %s", self._folder, error.strerror)
 
 
-def _own_group() -> tuple[Path, bool]:
+def own_group() -> tuple[Path, bool]:
     """Folder of the control group of this process that has the memory controller, and whether it is version 2."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for line in Path("/proc/self/cgroup").read_text().splitlines():

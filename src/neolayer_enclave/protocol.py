@@ -237,6 +237,10 @@ class Statistics(Message, frozen=True):
     running: int
     cells_started: int
     cells_crashed: int
+    #: Blank processes that are up.
+    spares: int
+    #: Tenants that wait for a cell.
+    waiting: int
 
 
 class Layers(Message, frozen=True, tag="layers"):

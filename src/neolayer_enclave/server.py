@@ -78,6 +78,8 @@ class Enclave:
             running=self.cells.running,
             cells_started=self.cells.started,
             cells_crashed=self.cells.crashed,
+            spares=self.cells.spares,
+            waiting=self.cells.waiting,
         )
 
     def seal(self, request: protocol.Seal) -> protocol.Sealed:

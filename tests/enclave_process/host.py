@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -47,9 +47,11 @@ class Process:
     ready: dict[str, Any]
 
     @classmethod
-    async def start(cls, folder: Path, *options: str) -> Self:
+    async def start(cls, folder: Path, *options: str, prefix: Sequence[str] = ()) -> Self:
+        """``prefix``: a command that runs the enclave's."""
         path = folder / "enclave.sock"
         process = await asyncio.create_subprocess_exec(
+            *prefix,
             sys.executable,
             "-m",
             "neolayer_enclave",

@@ -53,6 +53,7 @@ class Enclave(Protocol):
         self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
     ) -> protocol.Result: ...
     async def stats(self) -> protocol.Statistics: ...
+    async def layers(self) -> list[protocol.Layer]: ...
 
 
 class EnclaveClient:
@@ -120,6 +121,10 @@ class EnclaveClient:
 
     async def stats(self) -> protocol.Statistics:
         return await self._call(protocol.Stats(), protocol.Statistics)
+
+    async def layers(self) -> list[protocol.Layer]:
+        """The walls around the functions' processes."""
+        return (await self._call(protocol.Layers(), protocol.Hardening)).layers
 
     async def _call[R](self, request: protocol.Message, reply: type[R]) -> R:
         connection = self._connection
