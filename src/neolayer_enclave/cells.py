@@ -22,6 +22,8 @@ from neolayer_enclave.protocol import Failure
 WATCH_S: Final = 0.02
 #: How long a tenant waits for a cell before its calls are refused; less than the host waits beyond a call's limit.
 WAIT_S: Final = 8.0
+#: How long when there is room, and only too many processes are starting: then the end is in sight.
+START_WAIT_S: Final = 30.0
 #: Tenants that may wait at a time.
 MAX_WAITING: Final = 256
 #: A cell stays with its tenant for so long even when others wait: changing costs more than it gives.
@@ -280,10 +282,11 @@ class Cells:
         for cell in [cell for cell in self._leaving if cell.idle]:
             cell.end("its tenant had it for long and others wait")
         self._starting = {process for process in self._starting if not process.up}
+        full = self.count >= self._most
         for cell, since in list(self._waiting.items()):
             if cell.idle:
                 cell.end("nobody waits for it any more")
-            elif now > since + self._wait_s:
+            elif now > since + (self._wait_s if full else START_WAIT_S):
                 cell.refuse(Failure("no_capacity", "all cells are busy", retryable=True))
         self._serve()
         self._refill(now)

@@ -1,10 +1,12 @@
 """What cells cost and what they spare: start, memory, hardening, and a neighbour that dies again and again.
 
-Run: ``python -m tests.enclave_process.measure_cells``. Not a test: figures belong to one run on one machine.
+Run: ``python -m tests.enclave_process.measure_cells``, with names of its parts to run only those. Not a test: figures
+belong to one run on one machine.
 """
 
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -136,7 +138,11 @@ async def many(folder: Path) -> None:
     host = await Host.connect(enclave)
     go = asyncio.Event()
 
+    asked = 0
+
     async def wait(name: str, argument: Any) -> Any:
+        nonlocal asked
+        asked += 1
         await go.wait()
         return 1
 
@@ -145,10 +151,8 @@ async def many(folder: Path) -> None:
     for tenant in range(100):
         bundle = await host.load("export default (i, c) => c.neo.read({})", tenant=f"t{tenant}", timeout_ms=30_000)
         calls += [asyncio.ensure_future(host.invoke(bundle, tenant=f"t{tenant}", host=wait)) for _ in range(10)]
-    asked = 0
-    while asked < 1000 and not any(call.done() for call in calls):
-        await asyncio.sleep(0.1)
-        asked = sum(1 for task in host.tasks) - 1
+    while asked < len(calls) and not any(call.done() for call in calls):
+        await asyncio.sleep(0.02)
     print(f"{'1,000 calls of 100 new tenants wait after':<44} {time.perf_counter() - begun:.1f} s", flush=True)
     memory = {"Rss": 0, "Pss": 0}
     for pid in [enclave.process.pid, *enclave.cells()]:
@@ -161,7 +165,8 @@ async def many(folder: Path) -> None:
             flush=True,
         )
     go.set()
-    failed = sum((await call).error is not None for call in calls)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    failed = sum(isinstance(each, BaseException) or each.error is not None for each in answers)
     print(f"{'failed of 1,000':<44} {failed}", flush=True)
     await host.close()
     await enclave.stop()
@@ -169,7 +174,10 @@ async def many(folder: Path) -> None:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for number, part in enumerate((starts, warm, neighbour, many)):
+        parts = [
+            part for part in (starts, warm, neighbour, many) if part.__name__ in (sys.argv[1:] or part.__name__)
+        ]
+        for number, part in enumerate(parts):
             place = Path(folder) / str(number)
             place.mkdir()
             await part(place)

@@ -27,7 +27,7 @@ NODE_MAJOR: Final = 24
 #: PostgreSQL and the chain stop working without room to write.
 DISK_FAILS_BYTES: Final = 256 * 1024 * 1024
 DISK_WARNS_BYTES: Final = 2 * 1024 * 1024 * 1024
-#: A block's time is set by its proposer; this much beside a few blocks' time is still no fault of the clock; seconds.
+#: A block's time is set by its proposer; this much beside a few blocks' time is no fault of the clock; seconds.
 CLOCK_SLACK_S: Final = 15.0
 BLOCKS_LATE: Final = 10
 START_IT: Final = "start the service with `neolayer up`, or set NEOLAYER_URL to where it runs"
