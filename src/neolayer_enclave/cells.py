@@ -35,6 +35,8 @@ REFILL_AFTER_S: Final = 0.25
 #: What a cell costs with a few isolates in it, mostly shared: a blank one shows 51 MB, of which 16 are its own.
 CELL_BYTES: Final = 60 * 1024 * 1024
 IDLE_S: Final = 300.0
+#: How often at least is looked for unused cells.
+REAP_S: Final = 5.0
 SPARE: Final = 2
 #: Of a tenant's cells that crashed in this time each doubles how long it waits for the next, from the second on.
 CRASHES_S: Final = 10.0
@@ -175,10 +177,13 @@ class Cells:
                 continue
             if self.count >= self._most and not self._make_room():
                 break
-            if not self._blank and len(self._starting) >= STARTS:
+            # Spares are for those whose cells last.
+            crashes = bool(self._crashes.get(cell.tenant))
+            spare = bool(self._blank) and not crashes
+            if not spare and len(self._starting) >= STARTS:
                 break
             try:
-                process = self._blank.popleft() if self._blank else self._start()
+                process = self._blank.popleft() if spare else self._start(behind=crashes)
             except OSError as error:
                 _log.error("a cell cannot be started: %s: %s", error.filename, error.strerror)
                 cell.refuse(Failure("no_capacity", "a cell cannot be started", retryable=True))
@@ -186,10 +191,12 @@ class Cells:
             del self._waiting[cell]
             self.started += 1
             self._taken = now
+            if process.behind and not crashes:
+                process.promote()
             cell.bind(process)
 
-    def _start(self) -> CellProcess:
-        process = self.hardening.start(self._ended)
+    def _start(self, *, behind: bool) -> CellProcess:
+        process = self.hardening.start(self._ended, behind=behind)
         self._processes.add(process)
         self._starting.add(process)
         return process
@@ -213,7 +220,7 @@ class Cells:
         if now < self._taken + REFILL_AFTER_S:
             return
         try:
-            self._blank.append(self._start())
+            self._blank.append(self._start(behind=True))
         except OSError as error:
             _log.error("a spare cell cannot be started: %s: %s", error.filename, error.strerror)
             self._taken = now + self._wait_s
@@ -234,11 +241,10 @@ class Cells:
 
     def _penance(self, tenant: str) -> float:
         """How long a tenant waits whose cells crash again and again: starting them takes from the others."""
-        crashes = [at for at in self._crashes.get(tenant, ()) if time.monotonic() - at < CRASHES_S]
+        crashes = self._crashes.get(tenant, [])
+        crashes[:] = [at for at in crashes if time.monotonic() - at < CRASHES_S]
         if not crashes:
             self._crashes.pop(tenant, None)
-            return 0.0
-        self._crashes[tenant] = crashes
         return min(CRASH_WAIT_S * 2 ** (len(crashes) - 2), MAX_CRASH_WAIT_S) if len(crashes) > 1 else 0.0
 
     def _gone(self, cell: Cell, *, crashed: bool) -> None:
@@ -292,9 +298,12 @@ class Cells:
         self._refill(now)
 
     def _reap(self) -> None:
-        """End cells that nobody has used for long."""
+        """End cells that nobody has used for long, and forgive those whose cells have lasted."""
         now = time.monotonic()
+        self._crashes = {tenant: at for tenant, at in self._crashes.items() if now - at[-1] < CRASHES_S}
         for cell in list(self._cells.values()):
+            if cell.process and cell.process.behind and cell.tenant not in self._crashes:
+                cell.process.promote()
             if cell.idle and now - cell.used > self._idle_s and cell not in self._waiting:
                 cell.end("it was unused")
-        self._reaper = asyncio.get_running_loop().call_later(max(self._idle_s / 10, 0.05), self._reap)
+        self._reaper = asyncio.get_running_loop().call_later(min(max(self._idle_s / 10, 0.05), REAP_S), self._reap)

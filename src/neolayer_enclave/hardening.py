@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from neolayer_enclave.ceiling import Ceilings, NoCeilings
-from neolayer_enclave.launcher.main import Plan
+from neolayer_enclave.launcher.plan import Plan
 from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import Layer
 
@@ -53,13 +53,13 @@ class Hardening:
     off: dict[str, tuple[str, str]] = field(default_factory=dict)
     _libraries: list[str] = field(default_factory=list)
 
-    def start(self, ended: Callable[[CellProcess], None]) -> CellProcess:
-        """Start a blank cell.
+    def start(self, ended: Callable[[CellProcess], None], *, behind: bool = False) -> CellProcess:
+        """Start a blank cell; ``behind`` others in the use of the processors.
 
         Raises:
             OSError: it cannot be started.
         """
-        return CellProcess(self._plan(), self.ceilings, ended)
+        return CellProcess(self._plan(), self.ceilings, ended, behind=behind)
 
     def table(self) -> list[Layer]:
         return [

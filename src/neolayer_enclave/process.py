@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
-import json
+import functools
 import logging
 import mmap
 import os
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from neolayer_enclave.ceiling import Ceiling, Ceilings
-from neolayer_enclave.launcher.main import BLACK_BOX_FD, REPORT_FD, SOCKET_FD, Plan
+from neolayer_enclave.launcher.main import BLACK_BOX_FD, REPORT_FD, SOCKET_FD
+from neolayer_enclave.launcher.plan import Plan
 
 #: Since (CLOCK_MONOTONIC, ms; 0 until the process is up), bundle and call on the main thread, bundles on others.
 BLACK_BOX: Final = struct.Struct("<dII12I")
@@ -32,6 +33,9 @@ PAGE_BYTES: Final = resource.getpagesize()
 LAUNCH: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from neolayer_enclave.launcher.main import main; main()"
 )
+#: Niceness of what starts behind others.
+BEHIND: Final = 10
+CAP_SYS_NICE: Final = 23
 #: Above those that the launcher inherits.
 FIRST_FREE_FD: Final = 10
 
@@ -53,8 +57,16 @@ class BlackBox(NamedTuple):
 class CellProcess:
     """A Node process from its start to its end. Both ends of its socket, and what it leaves behind."""
 
-    def __init__(self, plan: Plan, ceilings: Ceilings | None, ended: Callable[["CellProcess"], None]) -> None:
-        """
+    def __init__(
+        self,
+        plan: Plan,
+        ceilings: Ceilings | None,
+        ended: Callable[["CellProcess"], None],
+        *,
+        behind: bool = False,
+    ) -> None:
+        """``behind``: it gets the processors that nobody else wants, until `promote`.
+
         Raises:
             OSError: it cannot be started.
         """
@@ -64,6 +76,7 @@ class CellProcess:
         self.ended.add_done_callback(lambda _: ended(self))
         self._pid: int | None = None
         self._killed = False
+        self.behind = self._began_behind = behind and may_promote()
         self._stderr = b""
         self._report = b""
         #: Processes of ours that run, by the descriptor that tells of their end.
@@ -103,6 +116,16 @@ class CellProcess:
         for descriptor in self._watched:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+    def promote(self) -> None:
+        """Let it have its share of the processors."""
+        self.behind = False
+        # Each thread has a priority of its own, which new ones inherit.
+        for pid in self._watched.values():
+            with contextlib.suppress(OSError):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
     def limit(self, bytes: int) -> None:
         """See that it holds no more. Without control groups this is for the caller to watch, see `held`."""
@@ -154,7 +177,7 @@ class CellProcess:
             their_socket = _kept(os.dup(theirs.fileno()), both)
             launcher = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", LAUNCH, json.dumps(plan), str(Path(__file__).parent.parent)],
+                [sys.executable, "-I", "-S", "-c", LAUNCH, plan.encode(), str(Path(__file__).parent.parent)],
                 {},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
@@ -168,6 +191,9 @@ class CellProcess:
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
             )
             failing.pop_all()
+        if self.behind:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, launcher, BEHIND)
         self._pipes = {stderr, report}
         self._watch(launcher)
         loop = asyncio.get_running_loop()
@@ -199,6 +225,9 @@ class CellProcess:
                     self._watch(self._pid)
                 if self._killed:
                     self.kill()
+                elif self._began_behind and not self.behind:
+                    # It was promoted while only the launcher was known.
+                    self.promote()
 
     def _watch(self, pid: int) -> None:
         descriptor = os.pidfd_open(pid)
@@ -220,6 +249,14 @@ class CellProcess:
             if self._ceiling:
                 self._ceiling.remove()
             self.ended.set_result(self._code)
+
+
+@functools.cache
+def may_promote() -> bool:
+    """Whether this process may raise priorities again that it has lowered."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    rights = next((int(line.split()[1], 16) for line in status if line.startswith("CapEff")), 0)
+    return bool(rights >> CAP_SYS_NICE & 1)
 
 
 def _kept(descriptor: int, stack: contextlib.ExitStack) -> int:

@@ -1,7 +1,7 @@
 """What cells cost and what they spare: start, memory, hardening, and a neighbour that dies again and again.
 
-Run: ``python -m tests.enclave_process.measure_cells``, with names of its parts to run only those. Not a test: figures
-belong to one run on one machine.
+Run: ``python -m tests.enclave_process.measure_cells``, with names of its parts to run only those.
+Not a test: figures belong to one run on one machine.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neolayer_enclave.hardening import Hardening
-from neolayer_enclave.launcher.main import Plan
+from neolayer_enclave.launcher.plan import Plan
 from neolayer_enclave.process import CellProcess
 
 #: Each try says ``ok`` or the name of the error that stopped it.

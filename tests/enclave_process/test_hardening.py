@@ -13,7 +13,7 @@ import pytest
 
 from neolayer_enclave.__main__ import bundled_node
 from neolayer_enclave.hardening import PREVENTS, Hardening, settle
-from neolayer_enclave.launcher.main import Plan
+from neolayer_enclave.launcher.plan import Plan
 from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import Hardening as Table
 from neolayer_enclave.protocol import Layers

@@ -2,28 +2,26 @@
 
 import os
 import struct
-from collections.abc import Iterable
 from ctypes import create_string_buffer
-from typing import Final
 
 from neolayer_enclave.launcher import kernel
 
-_EXECUTE: Final = 1 << 0
-_READ_FILE: Final = 1 << 2
-_READ_DIRECTORY: Final = 1 << 3
+_EXECUTE = 1 << 0
+_READ_FILE = 1 << 2
+_READ_DIRECTORY = 1 << 3
 #: How many rights to files each version of the interface knows.
-_FILE_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15}
-_FILE_RIGHTS_NOW: Final = 16
-_TCP_RIGHTS: Final = 0b11
-_TCP_SINCE: Final = 4
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
+_FILE_RIGHTS_NOW = 16
+_TCP_RIGHTS = 0b11
+_TCP_SINCE = 4
 #: Abstract unix sockets and signals, of processes outside.
-_SCOPES: Final = 0b11
-_SCOPES_SINCE: Final = 6
-_VERSION: Final = 1
-_PATH_BENEATH: Final = 1
+_SCOPES = 0b11
+_SCOPES_SINCE = 6
+_VERSION = 1
+_PATH_BENEATH = 1
 
 
-def restrict(*, read: Iterable[str], execute: Iterable[str]) -> None:
+def restrict(*, read: list[str], execute: list[str]) -> None:
     """Open nothing but these paths and what is below them; no TCP; no signals out. Needs no_new_privs.
 
     Raises:

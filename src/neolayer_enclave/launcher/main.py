@@ -1,68 +1,60 @@
 """The order in which the walls are built. See docs/enclave.md for what each prevents."""
 
 import ctypes
-import json
+import marshal
 import os
 import resource
-import signal
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
 
 from neolayer_enclave.launcher import kernel, landlock, namespaces, seccomp
 
 #: Inherited descriptors: the socket to the enclave, the black box, and where `main` reports to.
 SOCKET_FD, BLACK_BOX_FD, REPORT_FD = 3, 4, 5
-NOBODY: Final = 65534
-OOM_SCORE: Final = 800
-MAX_FILES: Final = 64
+NOBODY = 65534
+OOM_SCORE = 800
+MAX_FILES = 64
 #: A cell writes to its black box only.
-MAX_FILE_BYTES: Final = 65_536
-_CAPABILITY_VERSION: Final = 0x2008_0522
-_LAST_CAPABILITY: Final = 63
-
-
-class Plan(NamedTuple):
-    """What to become."""
-
-    #: Program, its arguments; as seen from the new root, if there is to be one.
-    argv: list[str]
-    environment: dict[str, str]
-    layers: list[str]
-    #: Files of control groups to write our process number into.
-    groups: list[str]
-    #: What of the file system stays, and where.
-    binds: list[tuple[str, str]]
-    read: list[str]
-    execute: list[str]
+MAX_FILE_BYTES = 65_536
+_CAPABILITY_VERSION = 0x2008_0522
+_LAST_CAPABILITY = 63
+_SIGKILL = 9
 
 
 class Failed(Exception):
     """A layer could not be had."""
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Become the cell. Tells its number in a line ``pid NUMBER``, or what fails in ``error LAYER REASON``."""
-    plan = Plan(*json.loads(sys.argv[1]))
     try:
-        _become(plan)
+        _become(*marshal.loads(bytes.fromhex(sys.argv[1])))  # noqa: S302 - from the enclave itself
     except Failed as failed:
         os.write(REPORT_FD, f"error {failed}\n".encode())
     os._exit(1)
 
 
-def _become(plan: Plan) -> None:
-    layers = set(plan.layers)
+def _become(
+    argv: list[str],
+    environment: dict[str, str],
+    chosen: list[str],
+    groups: list[str],
+    binds: list[tuple[str, str]],
+    read: list[str],
+    execute: list[str],
+) -> None:
+    """The members of a `Plan`."""
+    layers = set(chosen)
     os.chdir("/")
     with _layer("memory"):
-        for path in plan.groups:
-            Path(path).write_text("0")
+        for path in groups:
+            kernel.write(path, "0")
     # The kernel's first choice when the machine is out of memory.
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+    try:  # noqa: SIM105 - contextlib takes long to import
+        kernel.write("/proc/self/oom_score_adj", str(OOM_SCORE))
+    except OSError:
+        # Not in every container; it protects others, not the cell.
+        pass
     os.set_inheritable(REPORT_FD, False)
     walls = [layer for layer in namespaces.LEFT if layer in layers]
     if walls and os.geteuid() != 0:
@@ -73,7 +65,7 @@ def _become(plan: Plan) -> None:
             os.unshare(namespaces.LEFT[layer])
     if "filesystem" in layers:
         with _layer("filesystem"):
-            namespaces.change_root(plan.binds)
+            namespaces.change_root(binds)
     child = 0
     if "processes" in layers:
         with _layer("processes"):
@@ -86,7 +78,7 @@ def _become(plan: Plan) -> None:
     _give_up_rights(layers)
     # After the change of user, which clears it. It also ends a cell whose main thread is stuck and would not
     # notice that its socket closed.
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, _SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if "rlimits" in layers:
         with _layer("rlimits"):
@@ -94,8 +86,8 @@ def _become(plan: Plan) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     if "landlock" in layers:
         with _layer("landlock"):
-            landlock.restrict(read=plan.read, execute=plan.execute)
-    _execute(plan, filtered="seccomp" in layers)
+            landlock.restrict(read=read, execute=execute)
+    _execute(argv, environment, filtered="seccomp" in layers)
 
 
 def _give_up_rights(layers: set[str]) -> None:
@@ -122,23 +114,29 @@ def _give_up_rights(layers: set[str]) -> None:
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _execute(plan: Plan, *, filtered: bool) -> None:
+def _execute(arguments: list[str], variables: dict[str, str], *, filtered: bool) -> None:
     # Not by os.execve: the filter must know the pointer that will be passed.
-    program = ctypes.c_char_p(plan.argv[0].encode())
-    argv = (ctypes.c_char_p * (len(plan.argv) + 1))(*(each.encode() for each in plan.argv), None)
-    pairs = [f"{name}={value}".encode() for name, value in plan.environment.items()]
+    program = ctypes.c_char_p(arguments[0].encode())
+    argv = (ctypes.c_char_p * (len(arguments) + 1))(*(each.encode() for each in arguments), None)
+    pairs = [f"{name}={value}".encode() for name, value in variables.items()]
     environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)
     libc = ctypes.CDLL(None, use_errno=True)
     if filtered:
         with _layer("seccomp"):
             seccomp.deny(program)
     libc.execve(program, argv, environment)
-    raise Failed(f"start {plan.argv[0]}: {os.strerror(ctypes.get_errno())}")
+    raise Failed(f"start {arguments[0]}: {os.strerror(ctypes.get_errno())}")
 
 
-@contextmanager
-def _layer(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Failed(f"{name} {error.strerror or error}") from error
+class _layer:  # noqa: N801 - reads as the statement it is
+    """Of which layer an error inside is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise Failed(f"{self._name} {error.strerror or error}") from error

@@ -6,24 +6,22 @@ Numbers are those of Linux' ``asm/unistd_64.h`` and ``asm-generic/unistd.h``.
 
 import ctypes
 import errno
-import platform
 import struct
-from typing import Final
 
 from neolayer_enclave.launcher import kernel
 
-_FILTER: Final = 2
+_FILTER = 2
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 _ALLOW, _KILL, _FAIL = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
 #: Offsets in ``struct seccomp_data``.
 _NUMBER, _MACHINE, _FIRST_LOW, _FIRST_HIGH = 0, 4, 16, 20
-_CLONE_THREAD: Final = 0x1_0000
+_CLONE_THREAD = 0x1_0000
 #: x86-64 has a second set of numbers from here on.
-_X32: Final = 0x4000_0000
-_MACHINES: Final = {"x86_64": (0xC000_003E, 0), "aarch64": (0xC000_00B7, 1)}
+_X32 = 0x4000_0000
+_MACHINES = {"x86_64": (0xC000_003E, 0), "aarch64": (0xC000_00B7, 1)}
 
 #: By name: number on x86-64 and on aarch64; None where it does not exist.
-_DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
+_DENIED: dict[str, tuple[int | None, int | None]] = {
     # The network, and sockets of any other kind: those that a cell needs are inherited.
     "socket": (41, 198),
     "socketpair": (53, 199),
@@ -96,9 +94,9 @@ _DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
 }
-_CLONE: Final = (56, 220)
-_CLONE3: Final = 435
-_EXECVE: Final = (59, 221)
+_CLONE = (56, 220)
+_CLONE3 = 435
+_EXECVE = (59, 221)
 
 
 def deny(program: ctypes.c_char_p) -> None:
@@ -108,9 +106,9 @@ def deny(program: ctypes.c_char_p) -> None:
     Raises:
         OSError: the kernel does not take filters, or numbers are not known for this processor.
     """
-    if platform.machine() not in _MACHINES:
+    if kernel.MACHINE not in _MACHINES:
         raise kernel.UnknownMachine
-    machine, column = _MACHINES[platform.machine()]
+    machine, column = _MACHINES[kernel.MACHINE]
     pointer = ctypes.cast(program, ctypes.c_void_p).value
     assert pointer
     code = _filter(machine, column, pointer)
