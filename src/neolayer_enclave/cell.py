@@ -6,31 +6,24 @@ is done from here: such a cell is killed, its running calls fail, and the next c
 
 import asyncio
 import contextlib
-import ctypes
 import logging
-import mmap
 import os
 import re
-import resource
-import signal
-import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
 
 from neolayer_enclave import egress, subtle
 from neolayer_enclave.frames import FramePeer
-from neolayer_enclave.loading import FORM_CHECKED, NODE_FLAGS, RUNNER, Loading
+from neolayer_enclave.loading import FORM_CHECKED, Loading
+from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
 from neolayer_enclave.subtle import Budget
-
-MAIN: Final = RUNNER / "cell.mjs"
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
 RESULT, CALL, CHECKED = range(16, 19)
@@ -43,10 +36,6 @@ ISOLATES: Final = struct.Struct("<3xH")
 U32: Final = struct.Struct("<I")
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
-#: `BlackBox`: since (CLOCK_MONOTONIC, ms; 0 until the cell is up), bundle and call on the main thread, bundles on
-#: other threads.
-BLACK_BOX: Final = struct.Struct("<dII12I")
-BLACK_BOX_BYTES: Final = 64
 WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
 FETCH: Final = 2
@@ -69,13 +58,6 @@ WAIT_S: Final = 5.0
 #: Calls made by running functions never wait, or those that wait for them would wait for ever.
 MAX_NESTED: Final = 512
 MAX_FETCHES: Final = 50
-MAX_STDERR_BYTES: Final = 2_048
-#: V8 aborts when memory is out and traps when a size is beyond it.
-V8_GAVE_UP: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL})
-PAGE_BYTES: Final = resource.getpagesize()
-PR_SET_PDEATHSIG: Final = 1
-#: Loaded once: `ctypes` must not search for libraries between fork and exec.
-LIBC: Final = ctypes.CDLL(None, use_errno=True)
 CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
 #: For a new process to come up on a busy machine.
 STARTING_S: Final = 10.0
@@ -155,7 +137,7 @@ class Caller(Protocol):
         """The two together are the body of a ``RESULT``."""
 
     def refused(self, id: int, failure: Failure) -> None:
-        """It was not started."""
+        """The call was not started."""
 
     def host_call(self, run: "Run", seq: int, name: str, argument: bytes) -> None: ...
 
@@ -221,20 +203,21 @@ class TooManyCalls(Exception):
 
 
 class Cell(FramePeer):
-    """One Node process and what runs in it. Frames sent before it is up wait in its socket."""
+    """One Node process and what runs in it. Frames sent before it has one, or is up, wait."""
 
-    def __init__(
-        self, tenant: str, node: Path, web: egress.Egress, loading: Loading, rss_bytes: int, gone: "Gone"
-    ) -> None:
+    def __init__(self, tenant: str, web: egress.Egress, loading: Loading, rss_bytes: int, gone: "Gone") -> None:
         super().__init__()
         self.tenant = tenant
+        self.process: CellProcess | None = None
+        #: `time.monotonic` of the last time it was asked for, and of when it got its process.
+        self.used = time.monotonic()
+        self.bound = 0.0
         self.runs: dict[int, Run] = {}
         #: Calls that wait for their turn.
         self.waiting: deque[Run] = deque()
         self.isolates = 0
         self.ended = asyncio.Event()
         self.burial: asyncio.Task[None]
-        self._node = node
         self._egress = web
         self._loading = loading
         self._rss_bytes = rss_bytes
@@ -248,15 +231,13 @@ class Cell(FramePeer):
         self._loaded: dict[int, Bundle] = {}
         self._bundles = 0
         self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
-        self._process: asyncio.subprocess.Process | None = None
-        self._black_box: mmap.mmap | None = None
         self._up_since: float | None = None
-        self._stderr: asyncio.Task[str]
+        self._connecting: asyncio.Task[None] | None = None
+        self._refusal: Failure | None = None
         self._reason: str | None = None
         #: Whose fault the end is, if known: a call or the number of a bundle, and the error code.
         self._culprit: tuple[Run | int, str] | None = None
         self._over = False
-        self._starting = asyncio.get_running_loop().create_task(self._start())
 
     @property
     def idle(self) -> bool:
@@ -398,20 +379,18 @@ class Cell(FramePeer):
             run = self.waiting.popleft()
             message = f"{MAX_RUNNING} calls of this tenant are running, none ended within {WAIT_S:g} s"
             run.caller.refused(run.request, Failure("too_many_calls", message, retryable=True))
-        if self._process is None or self._black_box is None:
+        if self.process is None or self._over:
             return
         now = time.monotonic()
-        since_ms, _, call, *_ = BLACK_BOX.unpack_from(self._black_box)
-        if self._up_since is None and since_ms:
+        box = self.process.black_box()
+        if self._up_since is None and box.since:
             self._up_since = now
-        on_main = self.runs.get(call)
+        on_main = self.runs.get(box.call)
         if on_main:
             # As long as the cell itself allows an entry on its main thread, see `#entryMs` there. Meanwhile it
             # cannot notice that another call is due.
             cpu_s = (2 * on_main.bundle.limits.cpu_ms + 100) / 1000
-            latest, code = min(
-                (since_ms / 1000 + cpu_s + GRACE_S, "cpu_limit"), (self._latest(on_main), "timeout")
-            )
+            latest, code = min((box.since + cpu_s + GRACE_S, "cpu_limit"), (self._latest(on_main), "timeout"))
             if now > latest:
                 self._culprit = (on_main, code)
                 self.kill("a call does not end")
@@ -422,7 +401,8 @@ class Cell(FramePeer):
             return
         bundles = {run.bundle.name: run.bundle.limits.memory_mb for run in self.runs.values()}
         ceiling = self._rss_bytes + sum(bundles.values()) * 1024 * 1024
-        if _rss_bytes(self._process.pid) > ceiling:
+        self.process.limit(ceiling)
+        if self.process.over(ceiling):
             self._culprit = self._in_memory_trouble()
             self.kill(f"it holds more than {ceiling >> 20} MB")
 
@@ -554,40 +534,27 @@ class Cell(FramePeer):
 
     # --- its life ------------------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        box = os.memfd_create("black-box", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(box, BLACK_BOX_BYTES)
-            self._black_box = mmap.mmap(box, BLACK_BOX_BYTES, mmap.MAP_SHARED, mmap.PROT_READ)
-            self._process = await asyncio.create_subprocess_exec(
-                self._node,
-                *NODE_FLAGS,
-                MAIN,
-                str(theirs.fileno()),
-                str(box),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), box),
-                env={"NODE_ENV": "production"},
-                cwd="/",
-                preexec_fn=_die_with_parent,
-            )
-        except OSError as error:
-            ours.close()
-            self.kill(f"it cannot be started: {error}")
-            return
-        finally:
-            theirs.close()
-            os.close(box)
-        assert self._process.stderr
-        self._stderr = loop.create_task(_tail(self._process.stderr))
-        if self._over:
-            ours.close()
-            return
-        await loop.create_unix_connection(lambda: self, sock=ours)
+    def bind(self, process: CellProcess) -> None:
+        """Give it its process, which is nobody else's then."""
+        self.process = process
+        self.bound = time.monotonic()
+        for run in self.runs.values():
+            # Waiting is not the call's time.
+            run.deadline += self.bound - run.started
+            run.started = self.bound
+        process.limit(self._rss_bytes)
+        self._connecting = asyncio.get_running_loop().create_task(self._connect(process))
+
+    def refuse(self, failure: Failure) -> None:
+        """End it before it was started."""
+        self._refusal = failure
+        while self.waiting:
+            run = self.waiting.popleft()
+            run.caller.refused(run.request, failure)
+        self._stop(crashed=False)
+
+    async def _connect(self, process: CellProcess) -> None:
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=process.socket)
 
     def _stop(self, *, crashed: bool) -> None:
         if self._over:
@@ -598,31 +565,32 @@ class Cell(FramePeer):
         self._gone(self, crashed=crashed)
 
     async def _bury(self) -> None:
-        await self._starting
+        if self._connecting:
+            with contextlib.suppress(OSError):
+                await self._connecting
         self.close()
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        if self.process:
+            self.process.kill()
             if self._reason is not None:
                 # What is known need not wait until the kernel has taken back a large process's memory.
                 self._fail_all()
-            code = await self._process.wait()
-            await self._stderr
-            # It ended by itself: V8's abort, or a bug of ours.
+            code = await self.process.ended
+            # It ended by itself: V8's abort, the kernel at its ceiling, or a bug of ours.
             if self._reason is None and code != 0:
-                _log.warning("cell of %s ended with %s: %s", self.tenant, code, self._stderr.result())
-                if -code in V8_GAVE_UP:
+                _log.warning("cell of %s ended with %s: %s", self.tenant, code, self.process.last_words())
+                if self.process.out_of_memory():
                     self._culprit = self._in_memory_trouble()
         self._fail_all()
         self.isolates = 0
-        if self._black_box:
-            self._black_box.close()
         self.ended.set()
 
     def _fail_all(self) -> None:
         for answer in self._checks.values():
             if not answer.done():
-                answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
+                if self._refusal:
+                    answer.set_exception(CheckFailed(self._refusal))
+                else:
+                    answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
         for warming in self._warms.values():
             if not warming.done():
                 warming.set_result(WARM_FAILED)
@@ -632,6 +600,9 @@ class Cell(FramePeer):
 
     def _failed(self, run: Run) -> None:
         self._drop_tasks(run)
+        if self._refusal:
+            run.caller.refused(run.request, self._refusal)
+            return
         error = ErrorInfo("cell_crashed", "the process of the function ended", retryable=not run.sent)
         if self._culprit:
             culprit, code = self._culprit
@@ -649,9 +620,9 @@ class Cell(FramePeer):
 
     def _in_memory_trouble(self) -> tuple[int, str] | None:
         """The one bundle that was being run when the memory ran out, if it was one."""
-        assert self._black_box
-        _, bundle, _, *others = BLACK_BOX.unpack_from(self._black_box)
-        entered = {number for number in (bundle, *others) if number}
+        assert self.process
+        box = self.process.black_box()
+        entered = {number for number in (box.bundle, *box.others) if number}
         if not entered:
             entered = {self._numbers.get(run.bundle.name, 0) for run in self.runs.values()}
         return (entered.pop(), "memory_limit") if len(entered) == 1 else None
@@ -678,23 +649,3 @@ def _refuse(run: Run, seq: int, error: Exception) -> None:
 
 def _plain(limits: Limits) -> dict[str, int]:
     return {"timeout_ms": limits.timeout_ms, "cpu_ms": limits.cpu_ms, "memory_mb": limits.memory_mb}
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE_BYTES
-    except FileNotFoundError:
-        return 0
-
-
-def _die_with_parent() -> None:
-    # Also a cell whose main thread is stuck and would not notice that its socket closed.
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-async def _tail(stream: asyncio.StreamReader) -> str:
-    tail = b""
-    while chunk := await stream.read(MAX_STDERR_BYTES):
-        tail = (tail + chunk)[-MAX_STDERR_BYTES:]
-    return " | ".join(filter(None, tail.decode(errors="replace").splitlines()))

@@ -328,11 +328,44 @@ class Statistics(Message, frozen=True):
     running: int
     cells_started: int
     cells_crashed: int
+    #: Blank processes that are up.
+    spares: int
+    #: Tenants that wait for a cell.
+    waiting: int
     loads: Loads = Loads()
 
 
+class Layers(Message, frozen=True, tag="layers"):
+    """Which walls are around the cells? Answered by `Hardening`."""
+
+
+class Layer(Message, frozen=True):
+    name: str
+    #: For people.
+    prevents: str
+    #: ``on``; ``off``: not wanted; ``unneeded``; ``unavailable``: the machine does not have it.
+    state: str
+    #: Why it is not on; for people.
+    reason: str
+
+
+class Hardening(Message, frozen=True):
+    layers: list[Layer]
+
+
 type Request = (
-    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+    Hello
+    | Attest
+    | Layers
+    | Stats
+    | Seal
+    | SealUpload
+    | Reseal
+    | CreateKey
+    | SignTransaction
+    | Check
+    | Load
+    | Warm
 )
 
 
@@ -347,7 +380,18 @@ class HostCall(Message, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(
-    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+    Hello
+    | Attest
+    | Layers
+    | Stats
+    | Seal
+    | SealUpload
+    | Reseal
+    | CreateKey
+    | SignTransaction
+    | Check
+    | Load
+    | Warm
 ).decode
 _decode_error: Final = msgspec.json.Decoder(ErrorInfo).decode
 

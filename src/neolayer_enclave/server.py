@@ -81,6 +81,8 @@ class Enclave:
             running=self.cells.running,
             cells_started=self.cells.started,
             cells_crashed=self.cells.crashed,
+            spares=self.cells.spares,
+            waiting=self.cells.waiting,
             loads=self.cells.loading.statistics(),
         )
 
@@ -185,6 +187,7 @@ class Connection(FramePeer):
             protocol.SignTransaction: enclave.signer.sign,
             protocol.Load: enclave.load,
             protocol.Stats: lambda _: enclave.statistics(),
+            protocol.Layers: lambda _: protocol.Hardening(enclave.cells.hardening.table()),
         }
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

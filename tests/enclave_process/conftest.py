@@ -23,8 +23,8 @@ async def host(enclave: Process) -> AsyncIterator[Host]:
 
 @pytest.fixture
 async def own_enclave(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
-    """An enclave for this test alone, whose cells and counters nobody else touches."""
-    process = await Process.start(tmp_path_factory.mktemp("own"))
+    """An enclave for this test alone, whose cells and counters nobody else touches; without spares."""
+    process = await Process.start(tmp_path_factory.mktemp("own"), "--spare", "0")
     yield process
     await process.stop()
 

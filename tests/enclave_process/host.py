@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -51,9 +51,11 @@ class Process:
     ready: dict[str, Any]
 
     @classmethod
-    async def start(cls, folder: Path, *options: str) -> Self:
+    async def start(cls, folder: Path, *options: str, prefix: Sequence[str] = ()) -> Self:
+        """``prefix``: a command that runs the enclave's."""
         path = folder / "enclave.sock"
         process = await asyncio.create_subprocess_exec(
+            *prefix,
             sys.executable,
             "-m",
             "neolayer_enclave",
@@ -77,9 +79,10 @@ class Process:
         return await asyncio.wait_for(self.process.wait(), 5)
 
     def cells(self) -> list[int]:
-        """Process ids of the cells."""
+        """Process ids of the cells and of blank ones, but for those that are being launched."""
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
+        names = {int(pid): Path(f"/proc/{pid}/comm") for pid in text.split()}
+        return [pid for pid, name in names.items() if name.exists() and "python" not in name.read_text()]
 
 
 @dataclass

@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from neolayer_enclave.protocol import Loads, Statistics, Stats
+from neolayer_enclave.ceiling import NoCeilings, own_group
+from neolayer_enclave.protocol import Hardening, Layers, Loads, Statistics, Stats
 from tests.enclave_process.host import Host, Process, Refusal, output
 
 ECHO = "export default (input) => input"
@@ -26,7 +28,7 @@ async def test_each_tenant_has_a_process_of_its_own(own_enclave: Process, own_ho
         assert output(await own_host.run(ECHO, 1, tenant=tenant)) == 1
     assert len(own_enclave.cells()) == 2
     statistics = await own_host.ask(Stats(), Statistics)
-    assert msgspec.structs.replace(statistics, loads=Loads()) == Statistics(2, 3, 3, 0, 2, 0)
+    assert msgspec.structs.replace(statistics, loads=Loads()) == Statistics(2, 3, 3, 0, 2, 0, 0, 0)
 
 
 async def test_a_cell_starts_with_a_clean_environment_and_few_descriptors(
@@ -34,7 +36,7 @@ async def test_a_cell_starts_with_a_clean_environment_and_few_descriptors(
 ) -> None:
     await own_host.run(ECHO, 1)
     cell = Path(f"/proc/{cell_of(own_enclave)}")
-    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0"
+    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0"
     assert (cell / "cwd").readlink() == Path("/")
     opened = {each.name: str(each.readlink()) for each in (cell / "fd").iterdir()}
     sockets = {target for target in opened.values() if target.startswith("socket:")}
@@ -96,7 +98,7 @@ async def test_a_cell_that_stands_still_is_ended_at_the_calls_deadline(
 
 
 async def test_the_cell_unused_for_longest_makes_room(tmp_path: Path) -> None:
-    enclave = await Process.start(tmp_path, "--cells", "2")
+    enclave = await Process.start(tmp_path, "--cells", "2", "--spare", "0", "--cell-wait-s", "0.5")
     host = await Host.connect(enclave)
 
     async def never(name: str, argument: Any) -> Any:
@@ -140,3 +142,201 @@ async def test_functions_that_rest_on_much_memory_make_room_for_others(
     statistics = await own_host.ask(Stats(), Statistics)
     assert statistics.cells_crashed == 0
     assert statistics.isolates < 10
+
+
+async def ready_spares(host: Host, number: int) -> None:
+    while (await host.ask(Stats(), Statistics)).spares < number:
+        await asyncio.sleep(0.02)
+
+
+async def test_a_spare_serves_one_tenant_and_is_replaced_by_another(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--spare", "2")
+    host = await Host.connect(enclave)
+    await ready_spares(host, 2)
+    blank = set(enclave.cells())
+    assert len(blank) == 2
+    assert output(await host.run(ECHO, 1, tenant="a")) == 1
+    assert set(enclave.cells()) == blank
+    await ready_spares(host, 2)
+    (new,) = set(enclave.cells()) - blank
+    for tenant in ("b", "a", "c"):
+        assert output(await host.run(ECHO, 1, tenant=tenant)) == 1
+    statistics = await host.ask(Stats(), Statistics)
+    assert (statistics.cells, statistics.cells_started) == (3, 3)
+    assert {*blank, new} <= set(enclave.cells())
+    await host.close()
+    assert await enclave.stop() == 0
+
+
+async def test_a_spare_makes_the_first_call_quick(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--spare", "1")
+    host = await Host.connect(enclave)
+    quick, slow = [], []
+    for n in range(5):
+        await ready_spares(host, 1)
+        for tenant, times in ((f"with-{n}", quick), (f"without-{n}", slow)):
+            bundle = await host.load(ECHO, tenant=tenant)
+            begun = time.perf_counter()
+            assert output(await host.invoke(bundle, 1)) == 1
+            times.append(time.perf_counter() - begun)
+    assert min(quick) < min(slow) / 3, (quick, slow)
+    await host.close()
+    await enclave.stop()
+
+
+async def test_a_spare_that_dies_is_replaced_and_harms_nobody(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--spare", "1")
+    host = await Host.connect(enclave)
+    await ready_spares(host, 1)
+    (spare,) = enclave.cells()
+    os.kill(spare, signal.SIGKILL)
+    while spare in enclave.cells():
+        await asyncio.sleep(0.02)
+    assert output(await host.run(ECHO, 1)) == 1
+    await ready_spares(host, 1)
+    statistics = await host.ask(Stats(), Statistics)
+    assert statistics.cells_crashed == 0
+    await host.close()
+    await enclave.stop()
+
+
+async def test_an_unused_cell_ends_and_a_busy_one_does_not(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--spare", "0", "--cell-idle-s", "0.4")
+    host = await Host.connect(enclave)
+
+    async def slow(name: str, argument: Any) -> Any:
+        await asyncio.sleep(1.5)
+        return 7
+
+    busy = asyncio.ensure_future(host.run("export default (i, ctx) => ctx.neo.read({})", tenant="busy", host=slow))
+    assert output(await host.run(ECHO, 1, tenant="idle")) == 1
+    assert (await host.ask(Stats(), Statistics)).cells == 2
+    while (await host.ask(Stats(), Statistics)).cells == 2:
+        await asyncio.sleep(0.05)
+    assert not busy.done()
+    assert output(await busy) == 7
+    assert output(await host.run(ECHO, 2, tenant="idle")) == 2
+    assert (await host.ask(Stats(), Statistics)).cells_crashed == 0
+    await host.close()
+    await enclave.stop()
+
+
+async def test_tenants_wait_their_turn_when_all_cells_are_busy(tmp_path: Path) -> None:
+    """Also when the tenants that have cells never pause: those held for longest are taken from them."""
+    enclave = await Process.start(tmp_path, "--cells", "2", "--spare", "0")
+    host = await Host.connect(enclave)
+    over = asyncio.Event()
+
+    async def wait(name: str, argument: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return 1
+
+    source = "export default (i, ctx) => ctx.neo.read({})"
+
+    async def restless(tenant: str) -> int:
+        bundle = await host.load(source, tenant=tenant)
+        calls = 0
+
+        async def one_after_the_other() -> None:
+            nonlocal calls
+            while not over.is_set():
+                assert output(await host.invoke(bundle, host=wait)) == 1
+                calls += 1
+
+        await asyncio.gather(one_after_the_other(), one_after_the_other(), one_after_the_other())
+        return calls
+
+    greedy = [asyncio.ensure_future(restless(tenant)) for tenant in ("greedy-1", "greedy-2")]
+    while (await host.ask(Stats(), Statistics)).running < 6:
+        await asyncio.sleep(0.02)
+    served: list[str] = []
+
+    async def patient(tenant: str) -> None:
+        assert output(await host.run(ECHO, tenant, tenant=tenant)) == tenant
+        served.append(tenant)
+
+    waiting = []
+    for n in range(4):
+        waiting.append(asyncio.ensure_future(patient(f"patient-{n}")))
+        while (await host.ask(Stats(), Statistics)).waiting < n + 1:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*waiting)
+    # Two at a time are served, so neighbours in the line may finish in any order.
+    for n, tenant in enumerate(served):
+        assert abs(int(tenant[-1]) - n) <= 1, served
+    over.set()
+    assert all(calls > 0 for calls in await asyncio.gather(*greedy))
+    statistics = await host.ask(Stats(), Statistics)
+    assert (statistics.cells_crashed, statistics.waiting) == (0, 0)
+    await host.close()
+    await enclave.stop()
+
+
+async def test_a_call_that_nobody_waits_for_any_more_gives_its_place_in_the_line_away(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--cells", "1", "--spare", "0")
+    host, gone = await Host.connect(enclave), await Host.connect(enclave)
+
+    async def slow(name: str, argument: Any) -> Any:
+        await asyncio.sleep(0.8)
+        return 1
+
+    busy = asyncio.ensure_future(host.run("export default (i, ctx) => ctx.neo.read({})", tenant="a", host=slow))
+    while (await host.ask(Stats(), Statistics)).running < 1:
+        await asyncio.sleep(0.01)
+    bundle = await gone.load(ECHO, tenant="b")
+    call = gone.call(bundle, b"")
+    while (await host.ask(Stats(), Statistics)).waiting < 1:
+        await asyncio.sleep(0.01)
+    await gone.close()
+    while (await host.ask(Stats(), Statistics)).waiting:
+        await asyncio.sleep(0.01)
+    assert output(await busy) == 1
+    assert (await host.ask(Stats(), Statistics)).cells_started == 1
+    call.cancel()
+    await host.close()
+    await enclave.stop()
+
+
+async def test_a_cell_past_its_ceiling_is_ended_by_the_kernel_and_replaced(
+    own_enclave: Process, own_host: Host
+) -> None:
+    """Faster than any watch from outside: a ceiling of 512 MB and a program that takes all it can at once."""
+    layers = {each.name: each for each in (await own_host.ask(Layers(), Hardening)).layers}
+    if layers["memory"].state != "on":
+        pytest.skip(f"no control groups here: {layers['memory'].reason}")
+    neighbour = await own_host.load(ECHO, tenant="neighbour")
+    assert output(await own_host.invoke(neighbour, 1)) == 1
+    grow = "export default () => { const all = []; for (;;) all.push(new Uint8Array(1 << 26).fill(1)) }"
+    bundle = await own_host.load(grow, memory_mb=512, cpu_ms=10_000)
+    error = (await own_host.invoke(bundle)).error
+    assert error is not None
+    assert error.code in ("memory_limit", "function_error")
+    assert output(await own_host.invoke(neighbour, 2)) == 2
+    assert output(await own_host.run(ECHO, 3)) == 3
+
+
+async def test_control_groups_are_gone_with_their_cells(tmp_path: Path) -> None:
+    try:
+        folder, _ = own_group()
+    except NoCeilings as error:
+        pytest.skip(str(error))
+    enclave = await Process.start(tmp_path)
+    host = await Host.connect(enclave)
+    if "memory" in enclave.ready["missing_layers"]:
+        pytest.skip("no control groups here")
+    assert output(await host.run(ECHO, 1)) == 1
+    mine = f"neolayer-{enclave.process.pid}-*"
+    assert list(folder.glob(mine))
+    await host.close()
+    assert await enclave.stop() == 0
+    assert not list(folder.glob(mine))
+    # Of one that was killed they stay until the next one starts.
+    enclave = await Process.start(tmp_path)
+    left = f"neolayer-{enclave.process.pid}-*"
+    enclave.process.kill()
+    await enclave.process.wait()
+    assert list(folder.glob(left))
+    await asyncio.sleep(0.2)
+    enclave = await Process.start(tmp_path)
+    assert not list(folder.glob(left))
+    assert await enclave.stop() == 0

@@ -36,7 +36,7 @@ async def test_a_request_to_stop_ends_it_and_its_cells_at_once(tmp_path: Path) -
     async def never(name: str, argument: Any) -> Any:
         await asyncio.sleep(60)
 
-    enclave = await Process.start(tmp_path)
+    enclave = await Process.start(tmp_path, "--spare", "0")
     host = await Host.connect(enclave)
     for tenant in ("a", "b"):
         await host.run("export default () => 1", tenant=tenant)

@@ -27,6 +27,12 @@ app.command("neolayer.cli.wallets:app", name="wallets", help="Wallets whose keys
 app.command("neolayer.cli.tx:app", name="tx", help="Transactions.")
 app.command("neolayer.cli.keys:app", name="keys", help="API keys of this tenant.")
 app.command("neolayer.cli.devnet:app", name="devnet", help="The private Neo network of `neolayer up`.")
+app.command(
+    "neolayer.cli.doctor:doctor",
+    name="doctor",
+    help="Look at this installation and say what is wrong and what to do.",
+    help_epilogue="Example: neolayer doctor",
+)
 app.command("neolayer.cli.tenants:app", name="tenants", help="Tenants of this deployment (operator).")
 app.command(
     "neolayer.cli.serve:api",

@@ -60,6 +60,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enclave_socket: Path | None = None
     #: Lets functions' `fetch` reach private and loopback addresses. For development only.
     egress_allow_private: bool = False
+    #: Processes of functions, one a tenant; without it as many as fit into half of the machine's memory.
+    cells: Positive | None = None
+    #: Blank processes kept ready for tenants that have none; 0 starts each when it is needed.
+    cells_spare: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+    #: A process that is unused for this long ends; seconds.
+    cell_idle_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    #: How long a tenant waits for a process when all are busy, before its calls are refused; seconds.
+    cell_wait_s: Annotated[float, msgspec.Meta(gt=0, le=8)] = 8.0
+    #: Layers of the cells' hardening to leave out, comma-separated; see `neolayer doctor`.
+    cell_without: tuple[str, ...] = ()
 
     #: Transactions that one worker process prepares and sends at a time.
     transaction_workers: Positive = 8

@@ -75,6 +75,7 @@ class Enclave(Protocol):
         self, bundle: str, execution: UUID, input: bytes, host: HostFunction, *, timeout_ms: int, depth: int = 0
     ) -> protocol.Result: ...
     async def stats(self) -> protocol.Statistics: ...
+    async def layers(self) -> list[protocol.Layer]: ...
 
 
 class EnclaveClient:
@@ -183,6 +184,10 @@ class EnclaveClient:
 
     async def stats(self) -> protocol.Statistics:
         return await self._call(protocol.Stats(), protocol.Statistics)
+
+    async def layers(self) -> list[protocol.Layer]:
+        """The walls around the functions' processes."""
+        return (await self._call(protocol.Layers(), protocol.Hardening)).layers
 
     async def _call[R](self, request: protocol.Message, reply: type[R]) -> R:
         connection = self._connection

@@ -186,6 +186,12 @@ def _enclave(places: Places, mark: Mapping[str, str], settings: Settings) -> Par
         argv.append("--no-code-cache")
     if not settings.opt_warm_up:
         argv.append("--no-warm-up")
+    if settings.cells:
+        argv += ["--cells", str(settings.cells)]
+    argv += ["--spare", str(settings.cells_spare)]
+    argv += ["--cell-idle-s", str(settings.cell_idle_s), "--cell-wait-s", str(settings.cell_wait_s)]
+    for layer in settings.cell_without:
+        argv += ["--without", layer]
 
     async def launch() -> Command:
         places.enclave_socket.unlink(missing_ok=True)
@@ -195,6 +201,8 @@ def _enclave(places: Places, mark: Mapping[str, str], settings: Settings) -> Par
         report = said(child)
         provider = report.get("provider", "simulated")
         note = "  EGRESS TO PRIVATE ADDRESSES ALLOWED" if settings.egress_allow_private else ""
+        if missing := report.get("missing_layers"):
+            note += f"  cells without {', '.join(missing)}: see `neolayer doctor`"
         return f"{places.enclave_socket}  provider {provider}{note}"
 
     return Part(name="enclave", launch=launch, ready=ready)
