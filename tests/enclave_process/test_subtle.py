@@ -2,15 +2,21 @@
 
 import hashlib
 import hmac
+import json
 import re
+import subprocess
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from neolayer_enclave.__main__ import bundled_node
+from neolayer_enclave.cell import BOOTSTRAP
 from tests.enclave_process.host import Host, output
 from tests.enclave_process.javascript import evaluate
 
@@ -47,6 +53,53 @@ async def test_random_bytes_look_random_across_new_seeds(host: Host) -> None:
         assert sum((count - mean) ** 2 / mean for count in counts) < 400
         blocks.add(tuple(block))
     assert len(blocks) == 5
+
+
+GENERATOR = """
+const [script, first, second] = process.argv.slice(1);
+const vm = require('node:vm'), realm = vm.createContext({});
+const bootstrap = vm.runInContext(require('node:fs').readFileSync(script, 'utf8'), realm);
+const latin1 = (hex) => Buffer.from(hex, 'hex').latin1Slice();
+const { install, run, seed, take } = bootstrap(() => {}, 'f.js', '{}', latin1(first));
+const draw = vm.runInContext(`(length) => {
+  let hex = '';
+  for (const byte of crypto.getRandomValues(new Uint8Array(length))) hex += byte.toString(16).padStart(2, '0');
+  return hex;
+}`, realm);
+const discard = vm.runInContext('() => crypto.getRandomValues(new Uint8Array(65536))', realm);
+const drawn = [];
+install((mb) => {
+  drawn.push(draw(100));
+  for (let i = 0; i < 16 * mb; i++) discard();
+});
+run(false, 1, 'e', '0');
+const asked = [take()];
+run(false, 2, 'e', '2');
+asked.push(take());
+seed(latin1(second));
+run(false, 3, 'e', '0');
+asked.push(take());
+console.log(JSON.stringify([drawn, asked.map((text) => text.includes('S '))]));
+"""
+
+
+def test_the_generator_is_chacha20_of_its_seed_and_takes_a_fresh_one() -> None:
+    node = bundled_node()
+    assert node
+    first, second = bytes(range(40)), bytes(range(100, 140))
+    command = [node, "-e", GENERATOR, BOOTSTRAP, first.hex(), second.hex()]
+    done = subprocess.run(command, check=True, capture_output=True)
+    drawn, asked = json.loads(done.stdout)
+    # Counter and nonce have 64 bits each, as in the original cipher.
+    stream = Cipher(ChaCha20(first[:32], bytes(8) + first[32:]), None).encryptor().update(bytes(200)).hex()
+    assert drawn[0] + drawn[1] == stream
+    assert asked == [False, True, False]
+    assert len(set(drawn)) == 3
+    # The old state and the fresh seed both matter: what another isolate has of it says nothing.
+    assert (
+        drawn[2]
+        != Cipher(ChaCha20(second[:32], bytes(8) + second[32:]), None).encryptor().update(bytes(100)).hex()
+    )
 
 
 async def test_random_values_fill_what_they_are_given(host: Host) -> None:
