@@ -1,5 +1,6 @@
 """`crypto`: random values, and what the enclave computes for `crypto.subtle`."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -350,3 +351,20 @@ async def test_a_call_computes_within_a_budget(host: Host) -> None:
       }
     })()"""
     assert await evaluate(host, much, cpu_ms=10_000, timeout_ms=30_000) == [67, "QuotaExceededError"]
+
+
+async def test_every_operation_of_a_burst_is_answered(host: Host) -> None:
+    """What waits for the tenant's thread is bounded; what is refused then says so, and leaves room again."""
+    source = """export default async () => {
+      const data = new Uint8Array(1_000_000).fill(7);
+      const one = () => crypto.subtle.digest('SHA-512', data).then(() => 'ok', (error) => error.name);
+      return Promise.all(Array.from({ length: 15 }, one));
+    }"""
+    bundles = [await host.load(source, cpu_ms=10_000, timeout_ms=30_000, tenant="carol") for _ in range(3)]
+    for _ in range(3):
+        results = await asyncio.gather(*(host.invoke(bundle, tenant="carol") for bundle in bundles))
+        answers = [answer for result in results for answer in output(result)]
+        assert len(answers) == 45
+        assert {"ok"} <= set(answers) <= {"ok", "QuotaExceededError"}
+    # Alone, a call may have 15 MB waiting.
+    assert set(output(await host.invoke(bundles[0], tenant="carol"))) == {"ok"}
