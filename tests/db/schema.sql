@@ -69,7 +69,10 @@ CREATE TABLE public.secrets (
     issued integer NOT NULL,
     ciphertext bytea,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    uploaded text DEFAULT 'plain'::text NOT NULL,
+    seal_epoch integer DEFAULT 0 NOT NULL,
+    CONSTRAINT secrets_uploaded_check CHECK ((uploaded = ANY (ARRAY['sealed'::text, 'plain'::text])))
 );
 CREATE TABLE public.tenants (
     id uuid NOT NULL,
@@ -169,6 +172,7 @@ ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
 CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id, function, id DESC);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
+CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
 CREATE INDEX transactions_by_block ON public.transactions USING btree (block_index) WHERE (block_index IS NOT NULL);

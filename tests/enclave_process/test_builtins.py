@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from neolayer_enclave.__main__ import bundled_node
-from neolayer_enclave.cell import BOOTSTRAP
+from neolayer_enclave.loading import BOOTSTRAP
 from tests.enclave_process.host import Host, logs, output
 from tests.enclave_process.javascript import by_node, evaluate
 

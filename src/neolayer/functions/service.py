@@ -3,20 +3,30 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
 
-from neolayer.core.errors import BodyTooLarge
+from neolayer.core.errors import BodyTooLarge, ServiceError
 from neolayer.core.ids import uuid7
 from neolayer.core.text import storable
 from neolayer.core.types import Principal
 from neolayer.db.notices import NoticeListener, notify
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
-from neolayer.enclave import Enclave, EnclaveRefused, ErrorInfo, HostFunction, Limits, Load, OutcomeUnknown, Result
+from neolayer.enclave import (
+    Enclave,
+    EnclaveUnavailable,
+    ErrorInfo,
+    HostFunction,
+    Limits,
+    Load,
+    OutcomeUnknown,
+    Result,
+)
 from neolayer.functions.cache import BundleCache
 from neolayer.functions.errors import (
     ExecutionFailed,
@@ -26,7 +36,7 @@ from neolayer.functions.errors import (
     UnknownSecret,
 )
 from neolayer.functions.host import HostCalls
-from neolayer.functions.metrics import CPU, EXECUTIONS, WALL
+from neolayer.functions.metrics import observe
 from neolayer.functions.model import (
     MAX_SOURCE_BYTES,
     Bundle,
@@ -47,6 +57,15 @@ TOPIC: Final = "functions"
 YOUNG_S: Final = 0.25
 
 
+class Waiter(Protocol):
+    """Who waits for a call; told of its end once, from the event loop."""
+
+    def answered(self, execution: UUID, result: Result) -> None: ...
+
+    def failed(self, error: ServiceError) -> None:
+        """`ExecutionFailed`, or why it was not started, or `OutcomeUnknown`."""
+
+
 class Functions:
     def __init__(
         self,
@@ -58,13 +77,16 @@ class Functions:
         notices: NoticeListener,
     ) -> None:
         self._database = database
-        self._enclave = enclave
+        self.enclave = enclave
         self._secrets = secrets
-        self._host = host
+        self.host = host
         self._records = records
         self._bundles = BundleCache()
         notices.on(TOPIC, self._bundles.drop)
         notices.on(SECRETS_TOPIC, self._bundles.drop)
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Bundles on their way to the enclave.
+        self._loading: dict[str, asyncio.Future[None]] = {}
 
     # --- deploy ---------------------------------------------------------------------------------------
 
@@ -108,7 +130,7 @@ class Functions:
             raise UnknownSecret(
                 f"no secret {', '.join(missing)}; `neolayer secrets set {missing[0]}` makes it", secrets=missing
             )
-        return await self._enclave.check(str(tenant_id), spec.source)
+        return await self.enclave.check(str(tenant_id), spec.source)
 
     async def _insert_version(
         self,
@@ -165,50 +187,32 @@ class Functions:
 
     # --- invoke ---------------------------------------------------------------------------------------
 
-    async def invoke(self, principal: Principal, name: str, input: bytes) -> tuple[UUID, Result]:
+    def ready(self, tenant_id: UUID, name: str) -> Bundle | None:
+        """What a name stands for, if a call of it can `start` at once."""
+        return None if self._records.full else self._bundles.get(tenant_id, name)
+
+    def start(self, principal: Principal, bundle: Bundle, input: bytes, waiter: Waiter, *, depth: int = 0) -> None:
+        """Send a call off; ``waiter`` is told of its end. Every call that ran is recorded, failed ones too."""
+        Invocation(self, principal, bundle, input, waiter, depth).start()
+
+    async def invoke(
+        self, principal: Principal, name: str, input: bytes, *, depth: int = 0
+    ) -> tuple[UUID, Result]:
         """Run the current version and record the execution, failed ones too.
 
         Raises:
             FunctionNotFound: the tenant has none of this name.
             ExecutionFailed: the function failed; carries the execution's id.
             RecordsFull: the database takes no records.
+            EnclaveRefused: ``too_many_calls``, ``no_capacity``: it was not started.
         """
         tenant_id = principal.tenant_id
-        bundle = self._bundles.get(tenant_id, name)
-        if bundle is None:
-            bundle = await self._resolve(tenant_id, name)
+        bundle = self._bundles.get(tenant_id, name) or await self._resolve(tenant_id, name)
         if self._records.full:
             await self._records.reserve()
-        id = uuid7()
-        host = self._host.of_execution(principal, id)
-        try:
-            result = await self._run(bundle, id, input, host)
-        except OutcomeUnknown as error:
-            error.extra["execution"] = id
-            self._record(bundle, tenant_id, id, _unknown(error))
-            raise
-        self._record(bundle, tenant_id, id, result)
-        if result.error is not None:
-            raise ExecutionFailed(
-                result.error.code,
-                result.error.message,
-                retryable=result.error.retryable,
-                stack=result.error.stack,
-                execution=id,
-            )
-        return id, result
-
-    async def _run(self, bundle: Bundle, id: UUID, input: bytes, host: HostFunction) -> Result:
-        timeout_ms = bundle.limits.timeout_ms
-        try:
-            return await self._enclave.invoke(
-                bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms
-            )
-        except EnclaveRefused as refusal:
-            if refusal.code != "not_loaded":
-                raise
-        await self._load(bundle)
-        return await self._enclave.invoke(bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms)
+        waiter = _Awaited()
+        self.start(principal, bundle, input, waiter, depth=depth)
+        return await waiter.answer
 
     async def _resolve(self, tenant_id: UUID, name: str) -> Bundle:
         generation = self._bundles.generation
@@ -232,8 +236,16 @@ class Functions:
         self._bundles.put(tenant_id, name, bundle, generation)
         return bundle
 
+    async def load(self, bundle: Bundle) -> None:
+        """Make a bundle known to the enclave; calls that need the same one at the same time share the request."""
+        loading = self._loading.get(bundle.id)
+        if loading is None:
+            loading = self._loading[bundle.id] = asyncio.ensure_future(self._load(bundle))
+            loading.add_done_callback(lambda _: self._loading.pop(bundle.id))
+        await asyncio.shield(loading)
+
     async def _load(self, bundle: Bundle) -> None:
-        await self._enclave.load(
+        await self.enclave.load(
             Load(
                 tenant=bundle.tenant,
                 bundle=bundle.id,
@@ -245,12 +257,12 @@ class Functions:
             )
         )
 
-    def _record(self, bundle: Bundle, tenant_id: UUID, id: UUID, result: Result) -> None:
-        failed = result.error
+    def record(self, call: "Invocation", result: Result) -> None:
+        bundle, failed = call.bundle, result.error
         self._records.add(
             ExecutionRecord(
-                tenant_id=tenant_id,
-                id=id,
+                tenant_id=call.principal.tenant_id,
+                id=call.execution,
                 function_id=bundle.function_id,
                 function=bundle.function,
                 version=bundle.version,
@@ -263,13 +275,16 @@ class Functions:
                 cpu_us=result.cpu_us,
                 heap_bytes=result.heap_bytes,
                 fetches=result.fetches,
-                created_at=datetime.now(UTC),
+                created_at=datetime.fromtimestamp(call.created, UTC),
             )
         )
-        start = "cold" if result.cold else "warm"
-        EXECUTIONS.labels(failed.code if failed else "succeeded", start).inc()
-        WALL.labels(start).observe(result.wall_us / 1e6)
-        CPU.inc(result.cpu_us / 1e6)
+        observe(failed.code if failed else "succeeded", result)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what a call cannot wait for where it is started."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # --- executions -----------------------------------------------------------------------------------
 
@@ -311,9 +326,96 @@ class Functions:
         return [_execution(row) for row in await self._database.fetch(query, params)]
 
 
-def _unknown(error: OutcomeUnknown) -> Result:
-    info = ErrorInfo(error.code, error.detail)
-    return Result(b"", info, b"", wall_us=0, cpu_us=0, heap_bytes=0, cold=False)
+class Invocation:
+    """One call of a function, from its start to its record; a `Call` of the enclave's client."""
+
+    __slots__ = (
+        "_depth",
+        "_functions",
+        "_host",
+        "_input",
+        "_reloaded",
+        "_waiter",
+        "bundle",
+        "created",
+        "execution",
+        "principal",
+    )
+
+    def __init__(
+        self, functions: Functions, principal: Principal, bundle: Bundle, input: bytes, waiter: Waiter, depth: int
+    ) -> None:
+        self.bundle = bundle
+        self.principal = principal
+        self.execution = uuid7()
+        #: Unix time.
+        self.created = time.time()
+        self._functions = functions
+        self._input = input
+        self._waiter = waiter
+        self._depth = depth
+        self._host: HostFunction | None = None
+        self._reloaded = False
+
+    def start(self) -> None:
+        if not self._send():
+            self._functions.later(self._load_and_start())
+
+    def _send(self) -> bool:
+        bundle = self.bundle
+        return self._functions.enclave.start(
+            bundle.id, self.execution, self._input, self, timeout_ms=bundle.limits.timeout_ms, depth=self._depth
+        )
+
+    async def _load_and_start(self) -> None:
+        try:
+            await self._functions.load(self.bundle)
+        except ServiceError as error:
+            self._waiter.failed(error)
+        else:
+            if not self._send():
+                self._waiter.failed(EnclaveUnavailable("the connection to the enclave was lost"))
+
+    def finished(self, result: Result) -> None:
+        self._functions.record(self, result)
+        if result.error is None:
+            self._waiter.answered(self.execution, result)
+            return
+        code, message, stack, retryable = msgspec.structs.astuple(result.error)
+        self._waiter.failed(
+            ExecutionFailed(code, message, retryable=retryable, stack=stack, execution=self.execution)
+        )
+
+    def failed(self, error: ServiceError) -> None:
+        if error.code == "not_loaded" and not self._reloaded:
+            self._reloaded = True
+            self._functions.later(self._load_and_start())
+            return
+        if isinstance(error, OutcomeUnknown):
+            error.extra["execution"] = self.execution
+            info = ErrorInfo(error.code, error.detail)
+            self._functions.record(self, Result(b"", info, b"", 0, 0, 0, 0, 0, cold=False, fetches=0))
+        self._waiter.failed(error)
+
+    async def serve(self, name: str, argument: bytes) -> bytes:
+        if self._host is None:
+            self._host = self._functions.host.of_execution(self.principal, self.execution)
+        return await self._host(name, argument)
+
+
+class _Awaited:
+    """Waits for one call."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[tuple[UUID, Result]] = asyncio.get_running_loop().create_future()
+
+    def answered(self, execution: UUID, result: Result) -> None:
+        if not self.answer.done():
+            self.answer.set_result((execution, result))
+
+    def failed(self, error: ServiceError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 def _age_s(id: UUID) -> float:

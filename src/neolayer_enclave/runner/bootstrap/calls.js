@@ -10,7 +10,7 @@
 
 import { failure, failureOf, coded, framesHere, located } from './failures.js';
 import {
-  apply, ErrorClass, MapClass, mapDelete, mapGet, mapSet, now, parse, RangeErrorClass, stringify,
+  apply, ErrorClass, MapClass, mapDelete, mapGet, mapSet, now, parse, RangeErrorClass, stringify, then,
 } from './intrinsics.js';
 
 export const READ = 0, SEND = 1, FETCH = 2, WALLET = 3, SUBTLE = 16, ABORT = 17;
@@ -24,6 +24,7 @@ const MAX_REQUESTS = 10_000;
 let outbox = '';
 let requests = 0;
 let handler;
+let installedAs = 'pending';
 let contextOf;
 const calls = new MapClass();
 // The call on whose behalf code runs now; `loading` while the function's top level runs.
@@ -45,8 +46,19 @@ export function open(makeContext) {
 
 // --- entries --------------------------------------------------------------------------------------------------------
 
-export function install(entry) {
-  handler = entry;
+// `source` is the function's file as an async function; what became of it is told by `installed`.
+export function install(source) {
+  then(source(), (entry) => {
+    handler = entry;
+    installedAs = typeof entry;
+  }, (error) => {
+    installedAs = failureOf('invalid_function', error);
+  });
+}
+
+// The type of the default export; `pending` while a top-level `await` waits; or JSON of [code, message, stack].
+export function installed() {
+  return installedAs;
 }
 
 export function run(isStreaming, id, execution, input) {

@@ -9,7 +9,7 @@
 // records have no prototype, and only primitive strings leave. Packages run on behalf of the author's own code only:
 // whoever breaks what they rely on breaks their own calls.
 
-import { deliver, fire, forget, install, open, run, take } from './calls.js';
+import { deliver, fire, forget, install, installed, open, run, take } from './calls.js';
 import { streamTo } from './console.js';
 import { contextOf, grant } from './context.js';
 import { nameFile } from './failures.js';
@@ -24,5 +24,5 @@ export function bootstrap(streamLog, file, secretsText, seedText) {
   seed(seedText);
   open(contextOf);
   installGlobals();
-  return { install, run, deliver, fire, forget, take, seed };
+  return { install, installed, run, deliver, fire, forget, take, seed };
 }
