@@ -138,7 +138,8 @@ async def test_an_upload_opens_under_its_own_names_and_key_only(host: Host) -> N
     assert b"value" not in sealed.ciphertext
     source = "export default (i, c) => c.secrets.KEY"
     secrets = [SealedSecret("KEY", 3, sealed.ciphertext)]
-    await host.ask(Load("alice", "uploaded", "f", source, Limits(), secrets, []), Loaded)
+    load = Load("alice", "uploaded", "f", source, Limits(), secrets, [])
+    HANDLES["uploaded"] = (await host.ask(load, Loaded)).handle
     assert output(await host.invoke("uploaded")) == "value"
 
     foreign = UPLOADS.encrypt(b"v", X25519PrivateKey.generate().public_key(), info=upload[:0])
@@ -177,7 +178,8 @@ async def test_a_ciphertext_of_any_epoch_opens_and_of_a_forged_one_does_not(host
     source = "export default (i, c) => c.secrets.KEY"
     for epoch, ciphertext in sealed.items():
         secrets = [SealedSecret("KEY", 1, ciphertext)]
-        await host.ask(Load("alice", f"epoch-{epoch}", "f", source, Limits(), secrets, []), Loaded)
+        load = Load("alice", f"epoch-{epoch}", "f", source, Limits(), secrets, [])
+        HANDLES[f"epoch-{epoch}"] = (await host.ask(load, Loaded)).handle
         assert output(await host.invoke(f"epoch-{epoch}")) == "value"
     flipped = [sealed[1][:at] + bytes([sealed[1][at] ^ 1]) + sealed[1][at + 1 :] for at in range(len(sealed[1]))]
     forged = [*flipped, sealed[1][5:], b"\x02\0\0\0\0" + first, sealed[1][:4], b"\x02"]
