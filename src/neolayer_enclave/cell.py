@@ -13,6 +13,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol, Self
 
@@ -223,6 +224,9 @@ class Cell(FramePeer):
         self._rss_bytes = rss_bytes
         self._gone = gone
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
+        #: Computes for `crypto.subtle`: one thread a tenant, so that none waits for another's data.
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="subtle")
+        self._aside_bytes = 0
         self._checked: dict[int, bytes] = {}
         self._warms: dict[int, asyncio.Future[int]] = {}
         self._ids = 0
@@ -516,6 +520,11 @@ class Cell(FramePeer):
             operation = subtle.decode(argument)
             run.computed.spend(len(data))
             if len(data) > subtle.INLINE_BYTES:
+                if self._aside_bytes + len(data) > subtle.MAX_ASIDE_BYTES:
+                    raise subtle.Refused(
+                        "QuotaExceededError", "too much is being computed at once: await some of it"
+                    )
+                self._aside_bytes += len(data)
                 self._work(run, seq, self._subtle_aside(run, seq, operation, data))
                 return
             answer = subtle.compute(operation, data)
@@ -525,12 +534,15 @@ class Cell(FramePeer):
             run.answer(seq, ok=True, text=b"", body=answer)
 
     async def _subtle_aside(self, run: Run, seq: int, operation: subtle.Operation, data: bytes) -> None:
+        work = asyncio.get_running_loop().run_in_executor(self._aside, subtle.compute, operation, data)
         try:
-            answer = await asyncio.to_thread(subtle.compute, operation, data)
+            answer = await work
         except subtle.Refused as error:
             _refuse(run, seq, error)
         else:
             run.answer(seq, ok=True, text=b"", body=answer)
+        finally:
+            self._aside_bytes -= len(data)
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -580,6 +592,7 @@ class Cell(FramePeer):
                 _log.warning("cell of %s ended with %s: %s", self.tenant, code, self.process.last_words())
                 if self.process.out_of_memory():
                     self._culprit = self._in_memory_trouble()
+        self._aside.shutdown(wait=False, cancel_futures=True)
         self._fail_all()
         self.isolates = 0
         self.ended.set()

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 #: What is computed between two frames; more (0.1 ms and up) goes to a thread.
 INLINE_BYTES: Final = 64 * 1024
+#: Of one tenant, waiting for its thread.
+MAX_ASIDE_BYTES: Final = 32 * 1024 * 1024
 #: Of one call of a function: it does not pay for this time itself.
 MAX_OPERATIONS: Final = 1_000
 MAX_DATA_BYTES: Final = 64 * 1024 * 1024

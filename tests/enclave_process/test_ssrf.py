@@ -266,7 +266,7 @@ async def fetch(egress: Egress, url: str, **headers: str) -> str:
     """The body, or the code of the refusal."""
     request = FetchRequest(url, "GET", list(headers.items()), "follow", has_body=False)
     try:
-        _, body = await egress.fetch(request, ANYTHING, 5)
+        _, body = await egress.fetch(request, None, ANYTHING, 5)
     except FetchRefused as refusal:
         return refusal.code
     finally:

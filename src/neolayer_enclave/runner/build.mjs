@@ -93,5 +93,14 @@ const { outputFiles } = await esbuild.build({
   logLevel: 'warning',
   plugins: [packages],
 });
+
+// esbuild's way to run a module late remembers that it failed. Ours may fail because the author left it no room on the
+// stack; the next use begins anew.
+const STICKY = 'var __esm=(fn,res,err)=>function(){if(err)throw err[0];try{return fn&&(res=(0,fn[__getOwnPropNames(fn)[0]])' +
+  '(fn=0)),res}catch(e){throw err=[e],e}};';
+const RETRYING = 'var __esm=(fn)=>{const run=fn[__getOwnPropNames(fn)[0]];let begun=false;return()=>{if(begun)return;' +
+  'begun=true;try{run()}catch(e){begun=false;throw e}}};';
+const [{ text }] = outputFiles;
+if (!text.includes(STICKY)) throw new Error('esbuild no longer runs modules late as build.mjs knows it');
 mkdirSync(dirname(output), { recursive: true });
-writeFileSync(output, `(() => {${outputFiles[0].text.trim()}\nreturn neolayer.bootstrap})()\n`);
+writeFileSync(output, `(() => {${text.replace(STICKY, RETRYING).trim()}\nreturn neolayer.bootstrap})()\n`);

@@ -421,12 +421,21 @@ export class FunctionIsolate {
         }
         at = end;
       } else if (kind === 'S') {
-        // Only kept there, so it runs no code of the author.
-        realm.reseed();
+        this.#reseed(realm);
       } else if (call !== undefined) {
         if (kind === 'T') this.#runner.timer(call, Number(first), Number(second));
         else this.#runner.clearTimer(call, Number(first));
       }
+    }
+  }
+
+  // A generator that gets no fresh seed goes on with the one it has.
+  #reseed(realm) {
+    if (this.#isolate.isDisposed) return;
+    try {
+      realm.reseed(OWN_MS);
+    } catch {
+      // microtasks that a timed-out entry left behind ran on
     }
   }
 

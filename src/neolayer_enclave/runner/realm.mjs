@@ -70,9 +70,9 @@ export class Realm {
     );
   }
 
-  // Only kept there, so it runs no code of the author.
-  reseed() {
-    this.seed.applySync(undefined, [newSeed()]);
+  // The seed is only kept there, but microtasks of the author may be left to run: throws after `timeout` ms.
+  reseed(timeout) {
+    this.seed.applySync(undefined, [newSeed()], { timeout });
   }
 
   release() {

@@ -22,7 +22,7 @@ export function seed(text) {
 export function fill(bytes) {
   if (fresh !== null) {
     const entropy = bytesOfString(fresh);
-    if (generator === null) generator = require('@noble/ciphers/chacha.js').rngChacha20(entropy);
+    if (generator === null) generator = require('./chacha.js').rngChacha20(entropy);
     else generator.addEntropy(entropy);
     fresh = null;
     wanted = false;
