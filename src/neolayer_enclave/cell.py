@@ -41,7 +41,9 @@ BLACK_BOX: Final = struct.Struct("<dII12I")
 BLACK_BOX_BYTES: Final = 64
 COLD: Final = 1
 FAILED: Final = 2
-HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
+HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet", 4: "functions.invoke"}
+#: After one of these a call must not be repeated blindly.
+EFFECTS: Final = frozenset({"neo.send", "functions.invoke"})
 FETCH: Final = 2
 
 #: How long after its deadline a call may stay unanswered before the cell counts as hung.
@@ -367,7 +369,7 @@ class Cell(FramePeer):
             task.add_done_callback(run.tasks.discard)
             return
         name = HOST_FUNCTIONS[function]
-        run.sent |= name == "neo.send"
+        run.sent |= name in EFFECTS
         run.caller.host_call(run, seq, name, argument)
 
     async def _fetch(self, run: Run, seq: int, argument: bytes) -> None:

@@ -1,176 +1,54 @@
-"""Deploy, resolve, invoke."""
+"""Invoke: run what a name stands for, and record what became of it."""
 
 import asyncio
-import hashlib
 import time
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
 
-from neolayer.core.errors import BodyTooLarge
+from neolayer.core.errors import InvalidRequest
 from neolayer.core.ids import uuid7
-from neolayer.core.text import storable
+from neolayer.core.names import TARGET
 from neolayer.core.types import Principal
-from neolayer.db.notices import NoticeListener, notify
-from neolayer.db.pool import Connection, Database
-from neolayer.db.sql import load_queries
-from neolayer.enclave import Enclave, EnclaveRefused, ErrorInfo, HostFunction, Limits, Load, OutcomeUnknown, Result
-from neolayer.functions.cache import BundleCache
-from neolayer.functions.errors import (
-    ExecutionFailed,
-    ExecutionNotFound,
-    FunctionExists,
-    FunctionNotFound,
-    UnknownSecret,
-)
-from neolayer.functions.host import HostCalls
-from neolayer.functions.metrics import CPU, EXECUTIONS, WALL
-from neolayer.functions.model import (
-    MAX_SOURCE_BYTES,
-    Bundle,
-    ExecutionRecord,
-    ExecutionView,
-    FunctionSpec,
-    FunctionView,
-    LogLine,
-)
-from neolayer.functions.records import ExecutionRecords, error_json
-from neolayer.secrets.service import TOPIC as SECRETS_TOPIC
-from neolayer.secrets.service import Secrets
+from neolayer.enclave import Enclave, EnclaveRefused, Load, OutcomeUnknown, Result
+from neolayer.functions.errors import DepthExceeded, TooManyCalls
+from neolayer.functions.host import MAX_NESTED, HostCalls
+from neolayer.functions.model import Budget, Bundle, Call
+from neolayer.functions.outcome import count, error_of, failure, record_of
+from neolayer.functions.records import ExecutionRecords
+from neolayer.functions.resolver import Resolver
 
-_SQL: Final = load_queries("neolayer.functions")
-#: Notices of this topic carry the tenant's id.
-TOPIC: Final = "functions"
-#: A record is written well within this time; seconds.
-YOUNG_S: Final = 0.25
+#: Of the execution that a function's call of a function's call … of a function is.
+MAX_DEPTH: Final = 8
+
+
+class NestedRequest(msgspec.Struct, frozen=True):
+    """``ctx.invoke(name, input)``."""
+
+    name: Annotated[str, msgspec.Meta(pattern=TARGET)]
+    #: Missing where it is `undefined`.
+    input: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_nested = msgspec.json.Decoder(NestedRequest).decode
 
 
 class Functions:
-    def __init__(
-        self,
-        database: Database,
-        enclave: Enclave,
-        secrets: Secrets,
-        host: HostCalls,
-        records: ExecutionRecords,
-        notices: NoticeListener,
-    ) -> None:
-        self._database = database
+    def __init__(self, enclave: Enclave, resolver: Resolver, host: HostCalls, records: ExecutionRecords) -> None:
         self._enclave = enclave
-        self._secrets = secrets
         self._host = host
         self._records = records
-        self._bundles = BundleCache()
-        notices.on(TOPIC, self._bundles.drop)
-        notices.on(SECRETS_TOPIC, self._bundles.drop)
-
-    # --- deploy ---------------------------------------------------------------------------------------
-
-    async def create(self, tenant_id: UUID, name: str, spec: FunctionSpec) -> FunctionView:
-        """
-        Raises:
-            FunctionExists: the tenant has one of this name.
-            EnclaveRefused: code ``syntax_error`` (with line and column), ``no_entry_point``, …; nothing is stored.
-            UnknownSecret: a secret it asks for does not exist.
-        """
-        code_hash = await self._check(tenant_id, spec)
-        async with self._database.transaction() as connection:
-            cursor = await connection.execute(
-                _SQL["insert_function"], {"tenant_id": tenant_id, "id": uuid7(), "name": name}
-            )
-            row = await cursor.fetchone()
-            if row is None:
-                raise FunctionExists(f"a function named {name!r} exists; PUT deploys a new version of it")
-            await self._insert_version(connection, tenant_id, row[0], row[1], spec, code_hash)
-        self._bundles.drop(str(tenant_id))
-        return await self.show(tenant_id, name)
-
-    async def deploy(self, tenant_id: UUID, name: str, spec: FunctionSpec) -> FunctionView:
-        """Make a new version the current one; makes the function if there is none. Errors as `create`."""
-        code_hash = await self._check(tenant_id, spec)
-        async with self._database.transaction() as connection:
-            params = {"tenant_id": tenant_id, "id": uuid7(), "name": name}
-            row = await (await connection.execute(_SQL["insert_function"], params)).fetchone()
-            row = row or await (await connection.execute(_SQL["next_version"], params)).fetchone()
-            if row is None:
-                raise FunctionNotFound(f"function {name!r} was deleted meanwhile; deploy again")
-            await self._insert_version(connection, tenant_id, row[0], row[1], spec, code_hash)
-        self._bundles.drop(str(tenant_id))
-        return await self.show(tenant_id, name)
-
-    async def _check(self, tenant_id: UUID, spec: FunctionSpec) -> bytes:
-        if len(spec.source.encode()) > MAX_SOURCE_BYTES:
-            raise BodyTooLarge(f"a source has at most {MAX_SOURCE_BYTES} bytes")
-        known = {secret.name for secret in await self._secrets.all(tenant_id)} if spec.secrets else set()
-        if missing := sorted(set(spec.secrets) - known):
-            raise UnknownSecret(
-                f"no secret {', '.join(missing)}; `neolayer secrets set {missing[0]}` makes it", secrets=missing
-            )
-        return await self._enclave.check(str(tenant_id), spec.source)
-
-    async def _insert_version(
-        self,
-        connection: Connection,
-        tenant_id: UUID,
-        function_id: UUID,
-        number: int,
-        spec: FunctionSpec,
-        code_hash: bytes,
-    ) -> None:
-        await connection.execute(
-            _SQL["insert_version"],
-            {
-                "tenant_id": tenant_id,
-                "function_id": function_id,
-                "number": number,
-                "source": spec.source,
-                "code_hash": code_hash,
-                "timeout_ms": spec.timeout_ms,
-                "cpu_ms": spec.cpu_ms,
-                "memory_mb": spec.memory_mb,
-                "secrets": sorted(set(spec.secrets)),
-                "egress": sorted(set(spec.egress)),
-            },
-        )
-        await notify(connection, TOPIC, str(tenant_id))
-
-    async def show(self, tenant_id: UUID, name: str) -> FunctionView:
-        """
-        Raises:
-            FunctionNotFound: the tenant has none of this name.
-        """
-        row = await self._database.fetch_one(_SQL["by_name"], {"tenant_id": tenant_id, "name": name})
-        if row is None:
-            raise FunctionNotFound(f"no function {name!r}")
-        return _view(row, with_source=True)
-
-    async def recent(self, tenant_id: UUID, before: UUID, limit: int) -> list[FunctionView]:
-        rows = await self._database.fetch(_SQL["list"], {"tenant_id": tenant_id, "before": before, "limit": limit})
-        return [_view(row, with_source=False) for row in rows]
-
-    async def delete(self, tenant_id: UUID, name: str) -> None:
-        """Executions and versions stay; the name is free again.
-
-        Raises:
-            FunctionNotFound: the tenant has none of this name.
-        """
-        async with self._database.transaction() as connection:
-            cursor = await connection.execute(_SQL["delete"], {"tenant_id": tenant_id, "name": name})
-            if cursor.rowcount == 0:
-                raise FunctionNotFound(f"no function {name!r}")
-            await notify(connection, TOPIC, str(tenant_id))
-        self._bundles.drop(str(tenant_id))
-
-    # --- invoke ---------------------------------------------------------------------------------------
+        self._bundles = resolver.bundles
+        self._resolve = resolver.resolve
 
     async def invoke(self, principal: Principal, name: str, input: bytes) -> tuple[UUID, Result]:
-        """Run the current version and record the execution, failed ones too.
+        """Run what ``name`` stands for and record the execution, failed ones too.
 
         Raises:
-            FunctionNotFound: the tenant has none of this name.
+            FunctionNotFound, VersionNotFound, AliasNotFound: the tenant has none like that.
             ExecutionFailed: the function failed; carries the execution's id.
+            OutcomeUnknown: the enclave was lost while it ran.
             RecordsFull: the database takes no records.
         """
         tenant_id = principal.tenant_id
@@ -179,58 +57,40 @@ class Functions:
             bundle = await self._resolve(tenant_id, name)
         if self._records.full:
             await self._records.reserve()
-        id = uuid7()
-        host = self._host.of_execution(principal, id)
-        try:
-            result = await self._run(bundle, id, input, host)
-        except OutcomeUnknown as error:
-            error.extra["execution"] = id
-            self._record(bundle, tenant_id, id, _unknown(error))
-            raise
-        self._record(bundle, tenant_id, id, result)
+        call = Call(principal, uuid7(), deadline_of(bundle), alias=alias_of(name))
+        result = await self.outcome(bundle, call, input)
+        self._record(bundle, call, result, input)
         if result.error is not None:
-            raise ExecutionFailed(
-                result.error.code,
-                result.error.message,
-                retryable=result.error.retryable,
-                stack=result.error.stack,
-                execution=id,
-            )
-        return id, result
+            raise error_of(call.id, result.error)
+        return call.id, result
 
-    async def _run(self, bundle: Bundle, id: UUID, input: bytes, host: HostFunction) -> Result:
+    async def outcome(self, bundle: Bundle, call: Call, input: bytes) -> Result:
+        """Run a bundle and record nothing. That the enclave was lost meanwhile is an outcome, too.
+
+        Raises:
+            ServiceError: it was not started.
+        """
+        try:
+            result = await self._run(bundle, call, input)
+        except OutcomeUnknown as error:
+            result = failure(error.code, error.detail)
+        count(result)
+        return result
+
+    async def _run(self, bundle: Bundle, call: Call, input: bytes) -> Result:
+        host = self._host.of_call(call, self._nested)
         timeout_ms = bundle.limits.timeout_ms
         try:
             return await self._enclave.invoke(
-                bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms
+                bundle.tenant, bundle.id, str(call.id), input, host, timeout_ms=timeout_ms
             )
         except EnclaveRefused as refusal:
             if refusal.code != "not_loaded":
                 raise
         await self._load(bundle)
-        return await self._enclave.invoke(bundle.tenant, bundle.id, str(id), input, host, timeout_ms=timeout_ms)
-
-    async def _resolve(self, tenant_id: UUID, name: str) -> Bundle:
-        generation = self._bundles.generation
-        row = await self._database.fetch_one(_SQL["by_name"], {"tenant_id": tenant_id, "name": name})
-        if row is None:
-            raise FunctionNotFound(f"no function {name!r}")
-        id, name, version, source, _, timeout_ms, cpu_ms, memory_mb, secrets, egress, *_ = row
-        sealed = await self._secrets.sealed(tenant_id, secrets)
-        content = [str(id), str(version), *(f"{secret.name}:{secret.version}" for secret in sealed)]
-        bundle = Bundle(
-            id=hashlib.sha256("\n".join(content).encode()).hexdigest()[:32],
-            tenant=str(tenant_id),
-            function_id=id,
-            function=name,
-            version=version,
-            source=source,
-            limits=Limits(timeout_ms, cpu_ms, memory_mb),
-            secrets=sealed,
-            egress=egress,
+        return await self._enclave.invoke(
+            bundle.tenant, bundle.id, str(call.id), input, host, timeout_ms=timeout_ms
         )
-        self._bundles.put(tenant_id, name, bundle, generation)
-        return bundle
 
     async def _load(self, bundle: Bundle) -> None:
         await self._enclave.load(
@@ -245,113 +105,66 @@ class Functions:
             )
         )
 
-    def _record(self, bundle: Bundle, tenant_id: UUID, id: UUID, result: Result) -> None:
-        failed = result.error
-        self._records.add(
-            ExecutionRecord(
-                tenant_id=tenant_id,
-                id=id,
-                function_id=bundle.function_id,
-                function=bundle.function,
-                version=bundle.version,
-                status="failed" if failed else "succeeded",
-                output=None if failed else result.output.decode(),
-                error=error_json(failed.code, failed.message, failed.stack) if failed else None,
-                logs=result.logs.decode() if result.logs else None,
-                cold=result.cold,
-                wall_us=result.wall_us,
-                cpu_us=result.cpu_us,
-                heap_bytes=result.heap_bytes,
-                fetches=result.fetches,
-                created_at=datetime.now(UTC),
-            )
+    def _record(self, bundle: Bundle, call: Call, result: Result, input: bytes) -> None:
+        self._records.add(record_of(bundle, call, result, input))
+
+    # --- ctx.invoke -------------------------------------------------------------------------------------
+
+    async def _nested(self, caller: Call, request: bytes, effects: str, budget: Budget) -> bytes:
+        """Run a function for a function of the same tenant; returns its output.
+
+        It counts against the tenant's running calls but waits in no queue: its caller, which waits for it, holds a
+        place already, and a chain that waited for itself would never end.
+
+        Raises:
+            DepthExceeded, TooManyCalls: it is one too many.
+            FunctionNotFound, VersionNotFound, AliasNotFound: the tenant has none like that.
+            ExecutionFailed: the called function failed, code ``timeout`` too when the caller's time is over.
+        """
+        try:
+            asked = _decode_nested(request)
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"ctx.invoke takes a function's name and an input: {error}") from None
+        if caller.depth >= MAX_DEPTH:
+            raise DepthExceeded(f"functions call each other at most {MAX_DEPTH} deep")
+        if budget.left <= 0:
+            raise TooManyCalls(f"one execution causes at most {MAX_NESTED} calls of functions")
+        budget.left -= 1
+        principal, input = caller.principal, bytes(asked.input)
+        bundle = self._bundles.get(principal.tenant_id, asked.name)
+        if bundle is None:
+            bundle = await self._resolve(principal.tenant_id, asked.name)
+        if self._records.full:
+            await self._records.reserve()
+        started = time.monotonic()
+        call = Call(
+            principal,
+            uuid7(),
+            min(deadline_of(bundle), caller.deadline),
+            kind="invoke",
+            alias=alias_of(asked.name),
+            depth=caller.depth + 1,
+            parent_id=caller.id,
+            effects=effects,
+            budget=budget,
         )
-        start = "cold" if result.cold else "warm"
-        EXECUTIONS.labels(failed.code if failed else "succeeded", start).inc()
-        WALL.labels(start).observe(result.wall_us / 1e6)
-        CPU.inc(result.cpu_us / 1e6)
-
-    # --- executions -----------------------------------------------------------------------------------
-
-    async def execution(self, tenant_id: UUID, id: UUID) -> ExecutionView:
-        """
-        Raises:
-            ExecutionNotFound: the tenant has none with this id.
-        """
-        row = await self._find(_SQL["execution"], tenant_id, id)
-        return _execution(row)
-
-    async def logs(self, tenant_id: UUID, id: UUID) -> list[LogLine]:
-        """
-        Raises:
-            ExecutionNotFound: the tenant has none with this id.
-        """
-        (logs,) = await self._find(_SQL["execution_logs"], tenant_id, id)
-        return [LogLine(at_ms, level, storable(text)) for at_ms, level, text in logs or ()]
-
-    async def _find(self, query: bytes, tenant_id: UUID, id: UUID) -> tuple[Any, ...]:
-        params = {"tenant_id": tenant_id, "id": id}
-        row = await self._database.fetch_one(query, params)
-        if row is None:
-            await self._records.settled()
-            if _age_s(id) < YOUNG_S:
-                # Another API process may have it in its buffer yet.
-                await asyncio.sleep(YOUNG_S)
-            row = await self._database.fetch_one(query, params)
-        if row is None:
-            raise ExecutionNotFound(f"no execution {id}")
-        return row
-
-    async def recent_executions(
-        self, tenant_id: UUID, function: str | None, before: UUID, limit: int
-    ) -> list[ExecutionView]:
-        await self._records.settled()
-        query = _SQL["list_executions_of"] if function else _SQL["list_executions"]
-        params = {"tenant_id": tenant_id, "function": function, "before": before, "limit": limit}
-        return [_execution(row) for row in await self._database.fetch(query, params)]
+        try:
+            async with asyncio.timeout(call.deadline - started if call.deadline == caller.deadline else None):
+                result = await self.outcome(bundle, call, input)
+        except TimeoutError:
+            wall_us = int((time.monotonic() - started) * 1e6)
+            result = failure("timeout", "the time of the function that called it was over", wall_us=wall_us)
+            count(result)
+        self._record(bundle, call, result, input)
+        if result.error is not None:
+            raise error_of(call.id, result.error)
+        return result.output
 
 
-def _unknown(error: OutcomeUnknown) -> Result:
-    info = ErrorInfo(error.code, error.detail)
-    return Result(b"", info, b"", wall_us=0, cpu_us=0, heap_bytes=0, cold=False)
+def deadline_of(bundle: Bundle) -> float:
+    """When a call that begins now must be over, by `time.monotonic`."""
+    return time.monotonic() + bundle.limits.timeout_ms / 1000
 
 
-def _age_s(id: UUID) -> float:
-    """Since the time that a UUIDv7 begins with; negative or huge for ids that are none of ours."""
-    return abs(time.time() - (id.int >> 80) / 1000)
-
-
-def _view(row: tuple[Any, ...], *, with_source: bool) -> FunctionView:
-    id, name, version, source, code_hash, timeout_ms, cpu_ms, memory_mb, secrets, egress, created, updated = row
-    return FunctionView(
-        id=id,
-        name=name,
-        version=version,
-        code_hash=bytes(code_hash).hex(),
-        timeout_ms=timeout_ms,
-        cpu_ms=cpu_ms,
-        memory_mb=memory_mb,
-        secrets=secrets,
-        egress=egress,
-        created_at=created,
-        updated_at=updated,
-        source=source if with_source else None,
-    )
-
-
-def _execution(row: tuple[Any, ...]) -> ExecutionView:
-    id, function, version, status, output, error, cold, wall_us, cpu_us, heap_bytes, fetches, created_at = row
-    return ExecutionView(
-        id=id,
-        function=function,
-        version=version,
-        status=status,
-        output=msgspec.Raw(output.encode() if output else b"null"),
-        error=error,
-        cold=cold,
-        wall_ms=wall_us / 1000,
-        cpu_ms=cpu_us / 1000,
-        heap_bytes=heap_bytes,
-        fetches=fetches,
-        created_at=created_at,
-    )
+def alias_of(target: str) -> str | None:
+    return target.partition("@")[2] or None

@@ -11,7 +11,8 @@
 //
 // Messages in `outbox`, lengths in UTF-16 units:
 //   R id ok textLength logsLength \n text logs    the call is over; text: JSON of the value or of [code, message, stack]
-//   C id seq kind length \n text                  host call; kind 0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet
+//   C id seq kind length \n text                  host call; kind 0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet,
+//                                                4 functions.invoke
 //   T id seq ms \n                                start a timer        X id seq \n   forget a timer
 (function bootstrap(streamLog, file, secretsText) {
   'use strict';
@@ -27,7 +28,7 @@
   const MAX_REQUESTS = 10_000;
   const MAX_MESSAGE = 4_096;
   const MAX_STACK = 8_192;
-  const KIND_READ = 0, KIND_SEND = 1, KIND_FETCH = 2, KIND_WALLET = 3;
+  const KIND_READ = 0, KIND_SEND = 1, KIND_FETCH = 2, KIND_WALLET = 3, KIND_INVOKE = 4;
 
   const uncurry = Function.prototype.bind.bind(Function.prototype.call);
   const mapGet = uncurry(Map.prototype.get);
@@ -240,6 +241,7 @@
     return freeze({
       secrets,
       executionId: execution,
+      invoke: (name, input) => neo(call, KIND_INVOKE, { __proto__: null, name, input }),
       neo: freeze({
         read: (request) => neo(call, KIND_READ, request),
         send: (request) => neo(call, KIND_SEND, request),

@@ -10,7 +10,7 @@
 //   CHECK    JSON {file, source, limits}
 //   RESULT   u8 flags (1 cold, 2 failed) | u32 wall µs | u32 CPU µs | f64 heap bytes | u16 isolates | u32 n
 //            | output or [code, message, stack, retryable], n bytes | log lines joined by commas
-//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet) | JSON
+//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet, 4 functions.invoke) | JSON
 //   CHECKED  JSON null or {code, message, line, column}
 
 import { BlackBox } from './blackbox.mjs';
