@@ -4,7 +4,7 @@
 help: ## show these targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-setup: ## fetch what the lock files name into .venv and the runner's node_modules
+setup: ## fetch what the lock files name, build the script of the isolates
 	@python3 scripts/setup
 
 up: setup ## start the whole system here; Ctrl-C stops it

@@ -93,8 +93,8 @@ async def new_system(tmp_path: Path) -> AsyncIterator[NewSystem]:
     """Starts whole systems that belong to one test, which may kill them."""
     systems: list[System] = []
 
-    async def start() -> System:
-        systems.append(System(tmp_path / f"system-{len(systems)}"))
+    async def start(**settings: str) -> System:
+        systems.append(System(tmp_path / f"system-{len(systems)}", **settings))
         await systems[-1].start()
         return systems[-1]
 

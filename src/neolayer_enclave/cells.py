@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+from collections import deque
 from pathlib import Path
 from typing import Final
 
 from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.loading import Loading
+from neolayer_enclave.protocol import Failure
 
 WATCH_S: Final = 0.02
 
@@ -16,17 +19,25 @@ _log = logging.getLogger(__name__)
 class Cells:
     """All cells, at most ``most`` at a time; the one unused for longest makes room."""
 
-    def __init__(self, node: Path, web: Egress, *, most: int, rss_bytes: int = CELL_RSS_BYTES) -> None:
+    def __init__(
+        self, node: Path, web: Egress, loading: Loading, *, most: int, rss_bytes: int = CELL_RSS_BYTES
+    ) -> None:
         self._node = node
         self._egress = web
+        self.loading = loading
         self._most = most
         self._rss_bytes = rss_bytes
         #: By tenant, the most recently used last.
         self._cells: dict[str, Cell] = {}
         self._ending: set[Cell] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._closing = False
         self.started = 0
         self.crashed = 0
+
+    @property
+    def egress_allow_private(self) -> bool:
+        return self._egress.allow_private
 
     @property
     def count(self) -> int:
@@ -50,18 +61,28 @@ class Cells:
         if cell is None:
             if len(self._cells) >= self._most:
                 self._make_room()
-            cell = Cell(tenant, self._node, self._egress, self._rss_bytes, self._gone)
+            cell = Cell(tenant, self._node, self._egress, self.loading, self._rss_bytes, self._gone)
             self.started += 1
         self._cells[tenant] = cell
         if self._watcher is None:
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return cell
 
+    def has_room_for(self, tenant: str) -> bool:
+        """Whether the tenant has a cell, or can get one without another's end."""
+        return tenant in self._cells or len(self._cells) < self._most
+
+    def shrink(self, most_bytes: int) -> None:
+        """End isolates at rest until those of each cell hold no more than that."""
+        for cell in self._cells.values():
+            cell.shrink(most_bytes)
+
     def unload(self, bundle: Bundle) -> None:
         if cell := self._cells.get(bundle.tenant):
             cell.unload(bundle)
 
     async def close(self) -> None:
+        self._closing = True
         if self._watcher:
             self._watcher.cancel()
         for cell in list(self._cells.values()):
@@ -81,6 +102,14 @@ class Cells:
         self._ending.add(cell)
         cell.burial.add_done_callback(lambda _: self._ending.discard(cell))
         self.crashed += crashed
+        waiting, cell.waiting = cell.waiting, deque()
+        for run in waiting:
+            try:
+                if self._closing:
+                    raise NoCapacity("the enclave is stopping")
+                self.of(cell.tenant).take(run)
+            except NoCapacity as error:
+                run.caller.refused(run.request, Failure("no_capacity", str(error), retryable=True))
 
     async def _watch(self) -> None:
         try:

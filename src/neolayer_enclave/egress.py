@@ -8,10 +8,10 @@ same gate again.
 import asyncio
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final, Literal
 
 import aiohttp
 import msgspec
@@ -31,11 +31,24 @@ OUR_HEADERS: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "te", "trailer"}
     | {"transfer-encoding", "upgrade", "via"}
 )
-CREDENTIALS: Final = ("authorization", "cookie", "proxy-authorization", "x-api-key")
+#: Names of headers that do not cross origins: what the fetch standard drops, and what APIs call such headers.
+CREDENTIALS: Final = re.compile(
+    r"(^|-)(auth|authorization|cookie|token|secret|password|signature|session|key|apikey)(-|$)", re.IGNORECASE
+)
 #: A host name after IDNA.
 NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 #: A last label that makes a name an address: https://url.spec.whatwg.org/#ends-in-a-number-checker
 NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+#: All IPv6 that is routed on the internet, https://www.iana.org/assignments/ipv6-unicast-address-assignments
+UNICAST: Final = IPv6Network("2000::/3")
+#: Of it, and of IPv4, what the standard library takes for global but nobody's server is in: protocol assignments,
+#: documentation, the returned 6bone, 6to4 relays.
+SPECIAL: Final = tuple(
+    (IPv4Network if "." in net else IPv6Network)(net)
+    for net in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20", "3ffe::/16")
+)
+#: RFC 5214 (ISATAP): beginnings of interface identifiers that wrap an IPv4 address.
+ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
 #: RFC 6052: an IPv4 address in the last 32 bits.
 NAT64: Final = IPv6Network("64:ff9b::/96")
 #: Azure's host agent: routable by its number, but always the machine's own.
@@ -59,10 +72,13 @@ class _AddressDenied(OSError):
 
 
 class FetchRequest(msgspec.Struct, frozen=True):
+    """A body, if it has one, travels behind this, as bytes."""
+
     url: str
     method: str
     headers: list[tuple[str, str]]
-    body: str | None
+    redirect: Literal["follow", "error", "manual"]
+    has_body: bool
 
 
 #: From JSON; raises `msgspec.DecodeError`.
@@ -112,8 +128,7 @@ def parse_pattern(text: str) -> Pattern:
     except (ValueError, FetchRefused):
         raise BadPattern(text) from None
     bare = url.path in ("", "/") and not url.query_string and not url.fragment and url.user is None
-    named = _is_literal(host) or NAME.fullmatch(host)
-    if scheme not in DEFAULT_PORTS or not bare or not port or not named:
+    if scheme not in DEFAULT_PORTS or not bare or not port:
         raise BadPattern(text)
     return Pattern(scheme, host, port, subdomains)
 
@@ -124,17 +139,26 @@ def is_public(address: str) -> bool:
     if isinstance(ip, IPv6Address):
         if ip in NAT64:
             return is_public(str(IPv4Address(int(ip) & 0xFFFF_FFFF)))
-        # Mapped, 6to4 and Teredo addresses name an IPv4 host by a detour that nobody needs.
-        if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local:
+        # Mapped, 6to4, Teredo and ISATAP addresses name an IPv4 host by a detour that nobody needs.
+        wraps = ip.ipv4_mapped or ip.sixtofour or ip.teredo or int(ip) >> 32 & 0xFFFF_FFFF in ISATAP
+        if wraps or ip not in UNICAST:
             return False
+    if any(ip in network for network in SPECIAL):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip not in PLATFORM_ADDRESSES
+
+
+#: Name and port to what `socket.getaddrinfo` returns.
+type Lookup = Callable[[str, int, socket.AddressFamily], Awaitable[list[Any]]]
 
 
 class Egress:
     """One pool of outgoing connections for all functions."""
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
+    def __init__(self, *, allow_private: bool, lookup: Lookup | None = None) -> None:
+        """``lookup``: how names are resolved, if not by the system."""
+        self.allow_private = allow_private
+        self._lookup = lookup or _system_lookup
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -142,17 +166,17 @@ class Egress:
             await self._session.close()
 
     async def fetch(
-        self, request: FetchRequest, patterns: Sequence[Pattern], timeout_s: float
+        self, request: FetchRequest, body: bytes | None, patterns: Sequence[Pattern], timeout_s: float
     ) -> tuple[FetchResponse, bytes]:
-        """Make one request and follow its redirects.
+        """Make one request and follow its redirects as it says.
 
         Raises:
             FetchRefused: codes ``egress_denied``, ``invalid_request``, ``fetch_failed``, ``fetch_timeout``,
-                ``response_too_large``, ``too_many_redirects``.
+                ``response_too_large``, ``too_many_redirects``, ``redirect_refused``.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._follow(request, patterns)
+                return await self._follow(request, body, patterns)
         except TimeoutError:
             raise FetchRefused("fetch_timeout", "no complete answer within the call's time") from None
         except _AddressDenied as error:
@@ -166,8 +190,10 @@ class Egress:
         except ValueError as error:
             raise FetchRefused("invalid_request", str(error)) from None
 
-    async def _follow(self, request: FetchRequest, patterns: Sequence[Pattern]) -> tuple[FetchResponse, bytes]:
-        method, body = request.method.upper(), request.body.encode() if request.body is not None else None
+    async def _follow(
+        self, request: FetchRequest, body: bytes | None, patterns: Sequence[Pattern]
+    ) -> tuple[FetchResponse, bytes]:
+        method = request.method.upper()
         if method not in METHODS:
             raise FetchRefused("invalid_request", f"method {request.method} is not supported")
         headers = CIMultiDict((k, v) for k, v in request.headers if k.lower() not in OUR_HEADERS)
@@ -175,22 +201,22 @@ class Egress:
         for hop in range(MAX_REDIRECTS + 1):
             self._admit(url, patterns)
             async with self._open().request(
-                method, url, headers=headers, data=body, allow_redirects=False
+                method,
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                skip_auto_headers=("Content-Type",),
             ) as response:
                 location = response.headers.get("Location")
-                if response.status not in REDIRECTS or location is None:
+                if response.status not in REDIRECTS or location is None or request.redirect == "manual":
                     content = await _read(response)
-                    answer = FetchResponse(
-                        url=str(url),
-                        status=response.status,
-                        reason=response.reason or "",
-                        redirected=hop > 0,
-                        headers=[(name.lower(), value) for name, value in response.headers.items()],
-                    )
-                    return answer, content
+                    return _answer(response, str(url), redirected=hop > 0), content
+                if request.redirect == "error":
+                    raise FetchRefused("redirect_refused", f"{url} redirects, which this request does not allow")
             target = _parse(str(url.join(URL(location))))
             if target.origin() != url.origin():
-                for name in CREDENTIALS:
+                for name in [name for name in headers if CREDENTIALS.search(name)]:
                     headers.popall(name, None)
             if response.status == 303 or (response.status in (301, 302) and method == "POST"):
                 method, body = ("HEAD" if method == "HEAD" else "GET"), None
@@ -210,16 +236,18 @@ class Egress:
         # The connector does not ask the resolver about a literal address; of one in an odd form (`127.1`) every
         # library thinks differently.
         literal = _is_literal(host)
-        if (literal and not self._allow_private and not is_public(host)) or (
+        if (literal and not self.allow_private and not is_public(host)) or (
             not literal and NUMBER.fullmatch(host.rpartition(".")[2])
         ):
             raise FetchRefused("egress_denied", f"{host} is not a public address, {PRIVATE_HINT}")
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            resolver = CheckedResolver(allow_private=self._allow_private)
+            resolver = CheckedResolver(self._lookup, allow_private=self.allow_private)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=resolver, limit=MAX_CONNECTIONS, ttl_dns_cache=10),
+                connector=aiohttp.TCPConnector(
+                    resolver=resolver, limit=MAX_CONNECTIONS, ttl_dns_cache=10, socket_factory=self.new_socket
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, connect=10),
                 trust_env=False,
@@ -229,22 +257,34 @@ class Egress:
             )
         return self._session
 
+    def new_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """For the address, as of `socket.getaddrinfo`, that is dialled next: the last gate, whatever led here."""
+        family, kind, protocol, _, target = address
+        if not self.allow_private and not is_public(str(target[0])):
+            raise _AddressDenied(f"{target[0]} is not a public address, {PRIVATE_HINT}")
+        return socket.socket(family, kind, protocol)
+
+
+async def _system_lookup(host: str, port: int, family: socket.AddressFamily) -> list[Any]:
+    return await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+
 
 class CheckedResolver(AbstractResolver):
-    """Resolves by the system and refuses a name as a whole when one of its addresses is not public."""
+    """Refuses a name as a whole when one of its addresses is not public."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, lookup: Lookup, *, allow_private: bool) -> None:
+        self._lookup = lookup
         self._allow_private = allow_private
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         results: list[ResolveResult] = []
-        for found_family, _type, proto, _name, address in found:
+        for found_family, _type, proto, _name, address in await self._lookup(host, port, family):
             text = str(address[0])
             if not self._allow_private and not is_public(text):
-                raise _AddressDenied(f"{host} leads to {text}, which is not a public address, {PRIVATE_HINT}")
+                # Which address is not said: functions are not to explore the names of this network.
+                raise _AddressDenied(f"what {host} leads to is not a public address, {PRIVATE_HINT}")
             results.append(
                 ResolveResult(
                     hostname=host,
@@ -259,6 +299,14 @@ class CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         pass
+
+
+def _answer(response: aiohttp.ClientResponse, url: str, *, redirected: bool) -> FetchResponse:
+    # A server may send any bytes; the fetch standard reads them as Latin-1. JSON has no place for what aiohttp
+    # makes of those that are not UTF-8.
+    reason = (response.reason or "").encode(errors="surrogateescape").decode("latin-1")
+    headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers]
+    return FetchResponse(url, response.status, reason, redirected, headers)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -286,10 +334,12 @@ def _parse(text: str) -> URL:
 
 
 def _host(url: URL) -> str:
-    """As it is compared: in ASCII, lower case, without the root's dot."""
+    """As it is compared: in ASCII, lower case, without the root's dot. Either an address or a plain name."""
     host = (url.raw_host or "").lower().removesuffix(".")
     if not host:
         raise FetchRefused("invalid_request", "the URL names no host")
+    if not _is_literal(host) and not NAME.fullmatch(host):
+        raise FetchRefused("invalid_request", "the URL's host is not a name")
     return host
 
 

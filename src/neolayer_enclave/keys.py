@@ -7,6 +7,7 @@ that file, which is what "simulated" says; a hardware provider puts the root in 
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -28,16 +29,27 @@ class BadRoot(Exception):
     """The sealing root is missing where it must be, unreadable, exposed or damaged."""
 
 
+class SecretKeys:
+    """The keys that seal the secrets of functions: one an epoch, so that a rotation changes the key of all."""
+
+    def __init__(self, root: bytes) -> None:
+        # Epoch 0 has the label of the time before there were epochs.
+        self.of = lru_cache(16)(
+            lambda epoch: AESGCM(_expand(root, f"seal/secret/{epoch}" if epoch else "seal/secret", 32))
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
-    #: Seals the secrets of functions.
-    secrets: AESGCM
+    secrets: SecretKeys
     #: Seals the private keys of wallets.
     wallets: AESGCM
     #: Signs evidence, secp256r1.
     identity: ec.EllipticCurvePrivateKey
-    #: What clients will encrypt to.
+    #: What clients encrypt to.
     encryption: x25519.X25519PrivateKey
+    #: Authenticates V8's code cache, 32 bytes.
+    code: bytes
 
     @property
     def signing_public(self) -> bytes:
@@ -54,10 +66,11 @@ def derive(root: bytes) -> Keys:
     """Same root, same keys."""
     seed = int.from_bytes(_expand(root, "identity", P256_SEED_BYTES))
     return Keys(
-        secrets=AESGCM(_expand(root, "seal/secret", 32)),
+        secrets=SecretKeys(root),
         wallets=AESGCM(_expand(root, "seal/wallet", 32)),
         identity=ec.derive_private_key(seed % (P256_ORDER - 1) + 1, ec.SECP256R1()),
         encryption=x25519.X25519PrivateKey.from_private_bytes(_expand(root, "encryption", 32)),
+        code=_expand(root, "code", 32),
     )
 
 

@@ -6,7 +6,11 @@ Bodies are msgpack. Many calls are in flight on one connection; replies come in 
 Host to enclave: ``REQUEST`` (body: one of `Request`), answered under the same id by one ``RESPONSE``
 (the reply struct named in each request's docstring) or one ``ERROR`` (`Failure`).
 
-While an `Invoke` runs the enclave may ask the host for something with ``HOST_CALL`` (body: `HostCall`, id
+``INVOKE`` (body: `encode_invoke`) calls a function of a loaded bundle. It is answered by one ``RESULT`` (body:
+`decode_result`), or by ``ERROR`` when nothing was started; code ``not_loaded`` asks for a `Load` first. These two
+are not msgpack: they pass the enclave almost untouched on their way to and from the cell, thousands a second.
+
+While a function runs the enclave may ask the host for something with ``HOST_CALL`` (body: `HostCall`, id
 of the enclave's own numbering), answered by ``HOST_RESULT`` (body: raw JSON bytes) or ``HOST_ERROR``
 (`Failure`).
 
@@ -15,13 +19,15 @@ There is no request that returns a plaintext secret or a private key.
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 #: What the hash of `Evidence` begins with.
 ATTESTATION_DOMAIN: Final = b"neolayer/attestation/1"
+#: What the ``info`` of an encrypted upload begins with, see `upload_info`.
+UPLOAD_DOMAIN: Final = b"neolayer/secret-upload/1"
 #: A peer that announces a longer frame is broken or hostile; the connection is closed.
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER: Final = struct.Struct("<IBI")
@@ -36,6 +42,8 @@ class Kind(IntEnum):
     HOST_CALL = 3
     HOST_RESULT = 4
     HOST_ERROR = 5
+    INVOKE = 6
+    RESULT = 7
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,6 +94,8 @@ class Identity(Message, frozen=True):
     encryption_key: bytes
     #: SHA-256 over the measured files.
     measurement: bytes
+    #: Functions may fetch private addresses: development only.
+    egress_allow_private: bool = False
 
 
 class Attest(Message, frozen=True, tag="attest"):
@@ -113,10 +123,46 @@ class Seal(Message, frozen=True, tag="seal"):
     name: str
     version: int
     plaintext: bytes
+    #: Of the sealing key.
+    epoch: int = 0
+
+
+class SealUpload(Message, frozen=True, tag="seal_upload"):
+    """Seal a secret that a client encrypted to ``encryption_key``, so that no host saw it. Answered by `Sealed`,
+    or `Failure` ``upload_invalid`` when it was encrypted to another key or for other names.
+
+    ``upload`` is RFC 9180 HPKE in base mode with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM: the
+    encapsulated key, 32 bytes, then ciphertext and tag. ``info`` is `upload_info`, the associated data is empty.
+    """
+
+    tenant: str
+    name: str
+    version: int
+    upload: bytes
+    epoch: int = 0
 
 
 class Sealed(Message, frozen=True):
     ciphertext: bytes
+
+
+class OwnedSecret(Message, frozen=True):
+    tenant: str
+    name: str
+    version: int
+    ciphertext: bytes
+
+
+class Reseal(Message, frozen=True, tag="reseal"):
+    """Seal secrets anew under the key of an epoch. Answered by `Resealed`."""
+
+    epoch: int
+    secrets: list[OwnedSecret]
+
+
+class Resealed(Message, frozen=True):
+    #: In the order of the request; null for one that does not open under its names.
+    ciphertexts: list[bytes | None]
 
 
 class CreateKey(Message, frozen=True, tag="create_key"):
@@ -183,20 +229,25 @@ class Load(Message, frozen=True, tag="load"):
     secrets: list[SealedSecret]
     #: Host patterns that `fetch` may reach: ``api.example.com``, ``*.example.com``, ``host:port``.
     egress: list[str]
+    #: Whether globals live on for the next calls of this ``version``, or each ``call`` has fresh ones.
+    isolation: Literal["version", "call"] = "version"
 
 
 class Loaded(Message, frozen=True):
-    pass
+    #: Names the bundle in ``INVOKE`` frames, to this process of the enclave only; 8 random bytes.
+    handle: bytes
 
 
-class Invoke(Message, frozen=True, tag="invoke"):
-    """Call a loaded bundle. Answered by `Result`; `Failure` ``not_loaded`` asks for a `Load` first."""
+class Warm(Message, frozen=True, tag="warm"):
+    """Make a loaded bundle's isolate ahead of its next call. Answered by `Warmed` when it is ready; `Failure`
+    ``not_loaded`` asks for a `Load` first, ``invalid_function`` says that it cannot be made."""
 
-    tenant: str
-    bundle: str
-    execution: str
-    #: JSON text; empty means no input (``undefined``).
-    input: bytes
+    handle: bytes
+
+
+class Warmed(Message, frozen=True):
+    #: Nothing had to be done.
+    was_warm: bool
 
 
 class ErrorInfo(Message, frozen=True):
@@ -211,23 +262,63 @@ class ErrorInfo(Message, frozen=True):
     retryable: bool = False
 
 
-class Result(Message, frozen=True):
+class Result(msgspec.Struct, frozen=True, gc=False):
+    """What became of a call."""
+
     #: JSON text of what the function returned; ``null`` when it returned nothing. Empty when it failed.
     output: bytes
     error: ErrorInfo | None
     #: JSON text of an array of ``[ms since start, level, text]``; empty when nothing was logged.
     logs: bytes
+    #: In the cell, from arrival to result.
     wall_us: int
     cpu_us: int
-    #: Heap in use in the isolate after the call, external memory included; bytes.
+    #: Waited for its turn, because too many calls of the tenant were running.
+    queue_us: int
+    #: In use in the isolate after the call, external memory included; bytes.
     heap_bytes: int
+    #: The highest that was seen during the call; sampled between its entries.
+    peak_bytes: int
     #: Whether an isolate had to be made for this call.
     cold: bool
-    fetches: int = 0
+    fetches: int
 
 
 class Stats(Message, frozen=True, tag="stats"):
     """Answered by `Statistics`."""
+
+
+class Loads(Message, frozen=True):
+    """How functions became warm isolates since the enclave's start. Times are sums in microseconds."""
+
+    #: Calls for which an isolate had to be made, and calls that found one.
+    cold_starts: int = 0
+    warm_starts: int = 0
+    #: Isolates made ahead of calls, and in place of worn ones.
+    warmed: int = 0
+    worn: int = 0
+    #: Cells that came up, and how long their processes took.
+    processes: int = 0
+    process_us: int = 0
+    #: Of all isolates made: the isolate, the context with its bootstrap, the way from source to script, V8's
+    #: compiler, the function's top level.
+    isolate_us: int = 0
+    context_us: int = 0
+    prepare_us: int = 0
+    compile_us: int = 0
+    evaluate_us: int = 0
+    #: First entries of isolates, when V8 compiles what it had put off.
+    first_calls: int = 0
+    first_call_us: int = 0
+    #: Code cache: found; not there; refused by V8; refused for its authentication code; kept in all.
+    code_hits: int = 0
+    code_misses: int = 0
+    code_rejected: int = 0
+    code_corrupt: int = 0
+    code_bytes: int = 0
+    #: Isolates made because a call was expected: that then came, or did not come in time.
+    predictions_right: int = 0
+    predictions_wasted: int = 0
 
 
 class Statistics(Message, frozen=True):
@@ -237,13 +328,16 @@ class Statistics(Message, frozen=True):
     running: int
     cells_started: int
     cells_crashed: int
+    loads: Loads = Loads()
 
 
-type Request = Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
+type Request = (
+    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
+)
 
 
 class HostCall(Message, frozen=True):
-    #: Frame id of the `Invoke` on whose behalf the call is made.
+    #: Frame id of the ``INVOKE`` on whose behalf the call is made.
     request: int
     #: ``neo.read``, ``neo.wallet``, ``neo.send`` or ``functions.invoke``.
     name: str
@@ -253,10 +347,73 @@ class HostCall(Message, frozen=True):
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_request: Final = msgspec.msgpack.Decoder(
-    Hello | Attest | Seal | CreateKey | SignTransaction | Check | Load | Invoke | Stats
+    Hello | Attest | Seal | SealUpload | Reseal | CreateKey | SignTransaction | Check | Load | Warm | Stats
 ).decode
+_decode_error: Final = msgspec.json.Decoder(ErrorInfo).decode
+
+
+def upload_info(tenant: str, name: str, version: int) -> bytes:
+    """What an encrypted upload is bound to: domain, tenant, name and version in decimal, joined by NUL.
+
+    Raises:
+        ValueError: a part holds NUL, so that two lists of names would read the same.
+    """
+    if "\0" in tenant or "\0" in name:
+        raise ValueError("a name holds NUL")
+    return b"\0".join((UPLOAD_DOMAIN, tenant.encode(), name.encode(), b"%d" % version))
 
 
 def frame(kind: Kind, id: int, body: bytes) -> bytes:
     """One frame, ready to be written."""
     return HEADER.pack(HEADER_AFTER_LENGTH + len(body), kind, id) + body
+
+
+# --- invocations --------------------------------------------------------------------------------------------
+
+HANDLE_BYTES: Final = 8
+EXECUTION_BYTES: Final = 16
+#: Body of ``INVOKE`` before the input: handle, depth (of calls of functions by functions), execution (a UUID).
+INVOKE_HEAD: Final = struct.Struct("<8sB16s")
+#: Body of ``RESULT`` before the texts: queue µs | flags | fetches | isolates of the cell | wall µs | CPU µs
+#: | heap | peak heap | length of the first text. All but the first field is the cell's.
+RESULT_HEAD: Final = struct.Struct("<IBHHIIddI")
+QUEUE_BYTES: Final = 4
+COLD: Final = 1
+FAILED: Final = 2
+
+
+def encode_invoke(handle: bytes, depth: int, execution: bytes, input: bytes) -> bytes:
+    """Body of ``INVOKE``. ``input``: JSON text; empty means no input (``undefined``)."""
+    return INVOKE_HEAD.pack(handle, depth, execution) + input
+
+
+def encode_failed(error: ErrorInfo, *, queue_us: int, wall_us: int, fetches: int) -> bytes:
+    """Body of ``RESULT`` for a call whose cell did not live to answer."""
+    text = msgspec.json.encode([error.code, error.message, error.stack, error.retryable])
+    return RESULT_HEAD.pack(queue_us, FAILED, fetches, 0, wall_us, 0, 0, 0, len(text)) + text
+
+
+def decode_result(body: bytes) -> Result:
+    """
+    Raises:
+        ValueError: not the body of a ``RESULT``.
+    """
+    try:
+        queue_us, flags, fetches, _, wall_us, cpu_us, heap, peak, length = RESULT_HEAD.unpack_from(body)
+    except struct.error:
+        raise ValueError("a result is too short") from None
+    end = RESULT_HEAD.size + length
+    text, logs = body[RESULT_HEAD.size : end], body[end:]
+    failed = flags & FAILED
+    return Result(
+        b"" if failed else text,
+        _decode_error(text) if failed else None,
+        b"[%b]" % logs if logs else b"",
+        wall_us,
+        cpu_us,
+        queue_us,
+        int(heap),
+        int(peak),
+        flags & COLD != 0,
+        fetches,
+    )

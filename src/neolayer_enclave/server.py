@@ -6,14 +6,14 @@ import logging
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from neolayer_enclave import attest, protocol, seal
-from neolayer_enclave.cell import Bundle, CheckFailed, NoCapacity, Run
+from neolayer_enclave.cell import Bundle, CannotWarm, CheckFailed, NoCapacity, Run, TooManyCalls
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import BadPattern, parse_pattern
 from neolayer_enclave.frames import FramePeer
@@ -25,13 +25,14 @@ MAX_SOURCE_BYTES: Final = 1_048_576
 MAX_INPUT_BYTES: Final = 1_048_576
 MAX_SECRET_BYTES: Final = 65_536
 MAX_NONCE_BYTES: Final = 64
-MAX_EXECUTION_BYTES: Final = 255
 TIMEOUT_MS: Final = range(100, 30_001)
 CPU_MS: Final = range(10, 10_001)
 MEMORY_MB: Final = range(16, 513)
 #: Sources kept; a bundle that fell out is asked for again by ``not_loaded``.
 BUNDLES_BYTES: Final = 256 * 1024 * 1024
-PURPOSE: Final = "secret"
+#: As plain numbers: an attribute of an enumeration costs a tenth of what the rest of a frame does.
+INVOKE: Final = int(Kind.INVOKE)
+RESULT: Final = int(Kind.RESULT)
 
 _log = logging.getLogger(__name__)
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
@@ -59,6 +60,7 @@ class Enclave:
         self.measurement = attest.measure()
         self.connections: set[Connection] = set()
         self._bundles: OrderedDict[tuple[str, str], Bundle] = OrderedDict()
+        self._by_handle: dict[bytes, Bundle] = {}
         self._bundles_bytes = 0
 
     def identity(self) -> protocol.Identity:
@@ -68,6 +70,7 @@ class Enclave:
             signing_key=self.keys.signing_public,
             encryption_key=self.keys.encryption_public,
             measurement=self.measurement,
+            egress_allow_private=self.cells.egress_allow_private,
         )
 
     def statistics(self) -> protocol.Statistics:
@@ -78,15 +81,38 @@ class Enclave:
             running=self.cells.running,
             cells_started=self.cells.started,
             cells_crashed=self.cells.crashed,
+            loads=self.cells.loading.statistics(),
         )
 
     def seal(self, request: protocol.Seal) -> protocol.Sealed:
-        if len(request.plaintext) > MAX_SECRET_BYTES:
+        return self._seal(request, request.plaintext)
+
+    def seal_upload(self, request: protocol.SealUpload) -> protocol.Sealed:
+        names = (request.tenant, request.name, request.version)
+        return self._seal(request, seal.open_upload(self.keys.encryption, *names, request.upload))
+
+    def reseal(self, request: protocol.Reseal) -> protocol.Resealed:
+        """Only what opens is sealed anew: damaged rows must not keep the others from it."""
+        _check_epoch(request.epoch)
+        ciphertexts: list[bytes | None] = []
+        for secret in request.secrets:
+            names = (secret.tenant, secret.name, secret.version)
+            try:
+                plaintext = seal.unseal_secret(self.keys.secrets, *names, secret.ciphertext)
+            except seal.SealInvalid:
+                ciphertexts.append(None)
+            else:
+                ciphertexts.append(seal.seal_secret(self.keys.secrets, request.epoch, *names, plaintext))
+        return protocol.Resealed(ciphertexts)
+
+    def _seal(self, request: protocol.Seal | protocol.SealUpload, plaintext: bytes) -> protocol.Sealed:
+        _check_epoch(request.epoch)
+        if len(plaintext) > MAX_SECRET_BYTES:
             raise Refused("secret_too_large", f"a secret has at most {MAX_SECRET_BYTES} bytes")
-        if not _is_text(request.plaintext):
+        if not _is_text(plaintext):
             raise Refused("invalid_secret", "a secret is UTF-8 text")
         names = (request.tenant, request.name, request.version)
-        return protocol.Sealed(seal.seal(self.keys.secrets, PURPOSE, *names, request.plaintext))
+        return protocol.Sealed(seal.seal_secret(self.keys.secrets, request.epoch, *names, plaintext))
 
     def load(self, request: protocol.Load) -> protocol.Loaded:
         """Keep a bundle, its secrets opened. The same bundle again changes nothing."""
@@ -96,26 +122,32 @@ class Enclave:
             raise Refused("bundle_conflict", "a bundle of this name was loaded with another content")
         if not known:
             bundle = self._bundles[key] = self._bundle(request, digest)
-            self._bundles_bytes += len(bundle.content)
+            self._by_handle[bundle.handle] = bundle
+            self._bundles_bytes += bundle.size
         while self._bundles_bytes > BUNDLES_BYTES and len(self._bundles) > 1:
             _, oldest = self._bundles.popitem(last=False)
-            self._bundles_bytes -= len(oldest.content)
+            self._bundles_bytes -= oldest.size
+            del self._by_handle[oldest.handle]
             self.cells.unload(oldest)
-        return protocol.Loaded()
+        return protocol.Loaded(self._bundles[key].handle)
 
-    def bundle(self, tenant: str, name: str) -> Bundle:
-        bundle = self._bundles.get((tenant, name))
+    def known(self, tenant: str, name: str) -> Bundle | None:
+        """A bundle, if it is loaded; not taken for a use of it."""
+        return self._bundles.get((tenant, name))
+
+    def bundle(self, handle: bytes) -> Bundle:
+        bundle = self._by_handle.get(handle)
         if bundle is None:
             raise Refused("not_loaded", "this bundle is not loaded", retryable=True)
-        self._bundles.move_to_end((tenant, name))
+        self._bundles.move_to_end((bundle.tenant, bundle.name))
         return bundle
 
     def _bundle(self, request: protocol.Load, digest: bytes) -> Bundle:
         _check_source(request.source)
         _check_limits(request.limits)
         secrets = {
-            secret.name: seal.unseal(
-                self.keys.secrets, PURPOSE, request.tenant, secret.name, secret.version, secret.ciphertext
+            secret.name: seal.unseal_secret(
+                self.keys.secrets, request.tenant, secret.name, secret.version, secret.ciphertext
             ).decode()
             for secret in request.secrets
         }
@@ -128,6 +160,7 @@ class Enclave:
             limits=request.limits,
             secrets=secrets,
             patterns=[parse_pattern(pattern) for pattern in request.egress],
+            isolation=request.isolation,
         )
 
 
@@ -138,7 +171,7 @@ class Connection(FramePeer):
         super().__init__()
         self._enclave = enclave
         self._runs: dict[int, Run] = {}
-        self._checks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         #: Calls of functions that the host has not answered: id to call and its own number.
         self._asked: dict[int, tuple[Run, int]] = {}
         self._ids = 0
@@ -146,6 +179,8 @@ class Connection(FramePeer):
             protocol.Hello: lambda _: enclave.identity(),
             protocol.Attest: self._attest,
             protocol.Seal: enclave.seal,
+            protocol.SealUpload: enclave.seal_upload,
+            protocol.Reseal: enclave.reseal,
             protocol.CreateKey: lambda request: enclave.signer.create(request.tenant, request.wallet),
             protocol.SignTransaction: enclave.signer.sign,
             protocol.Load: enclave.load,
@@ -160,11 +195,16 @@ class Connection(FramePeer):
         self._enclave.connections.discard(self)
         for run in list(self._runs.values()):
             run.cell.cancel(run)
-        for task in self._checks:
+        for task in self._tasks:
             task.cancel()
 
     def frame_received(self, kind: int, id: int, body: bytes) -> None:
-        if kind == Kind.REQUEST:
+        if kind == INVOKE:
+            try:
+                self._invoke(id, body)
+            except Exception as error:
+                self._refuse(id, _failure(error))
+        elif kind == Kind.REQUEST:
             try:
                 self._request(id, protocol.decode_request(body))
             except msgspec.DecodeError as error:
@@ -176,9 +216,13 @@ class Connection(FramePeer):
 
     # --- Caller of the cells --------------------------------------------------------------------------------
 
-    def finished(self, id: int, result: protocol.Result) -> None:
+    def finished(self, id: int, queue_us: bytes, result: bytes) -> None:
         del self._runs[id]
-        self.send(Kind.RESPONSE, id, protocol.encode(result))
+        self.send(RESULT, id, queue_us, result)
+
+    def refused(self, id: int, failure: Failure) -> None:
+        del self._runs[id]
+        self._refuse(id, failure)
 
     def host_call(self, run: Run, seq: int, name: str, argument: bytes) -> None:
         self._ids = self._ids % 0xFFFF_FFFF + 1
@@ -189,28 +233,39 @@ class Connection(FramePeer):
 
     def _request(self, id: int, request: protocol.Request) -> None:
         try:
-            if isinstance(request, protocol.Invoke):
-                self._invoke(id, request)
-            elif isinstance(request, protocol.Check):
-                task = asyncio.get_running_loop().create_task(self._check(id, request))
-                self._checks.add(task)
-                task.add_done_callback(self._checks.discard)
+            if isinstance(request, protocol.Check):
+                self._later(self._check(id, request))
+            elif isinstance(request, protocol.Warm):
+                self._later(self._warm(id, request))
             else:
                 self.send(Kind.RESPONSE, id, protocol.encode(self._answers[type(request)](request)))
         except Exception as error:
             self._refuse(id, _failure(error))
 
-    def _invoke(self, id: int, request: protocol.Invoke) -> None:
+    def _invoke(self, id: int, body: bytes) -> None:
         if id in self._runs:
             raise Refused("bad_request", "a call with this frame id is running")
-        if len(request.input) > MAX_INPUT_BYTES:
+        if len(body) < protocol.INVOKE_HEAD.size:
+            raise Refused("bad_request", "the head of an invocation is too short")
+        if len(body) > protocol.INVOKE_HEAD.size + MAX_INPUT_BYTES:
             raise Refused("input_too_large", f"the input has more than {MAX_INPUT_BYTES} bytes")
-        execution = request.execution.encode()
-        if len(execution) > MAX_EXECUTION_BYTES:
-            raise Refused("bad_request", "the execution's id is too long")
-        bundle = self._enclave.bundle(request.tenant, request.bundle)
-        cell = self._enclave.cells.of(request.tenant)
-        self._runs[id] = cell.invoke(self, id, bundle, execution, request.input)
+        bundle = self._enclave.bundle(body[: protocol.HANDLE_BYTES])
+        cell = self._enclave.cells.of(bundle.tenant)
+        self._runs[id] = cell.invoke(self, id, bundle, body[protocol.HANDLE_BYTES :])
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _warm(self, id: int, request: protocol.Warm) -> None:
+        try:
+            bundle = self._enclave.bundle(request.handle)
+            was_warm = await self._enclave.cells.of(bundle.tenant).warm(bundle)
+        except Exception as error:
+            self._refuse(id, _failure(error))
+        else:
+            self.send(Kind.RESPONSE, id, protocol.encode(protocol.Warmed(was_warm)))
 
     async def _check(self, id: int, request: protocol.Check) -> None:
         try:
@@ -281,14 +336,22 @@ def _failure(error: Exception) -> Failure:
             return error.failure
         case seal.SealInvalid():
             return Failure("seal_invalid", "the ciphertext does not belong to this tenant, name and version")
+        case seal.UploadInvalid():
+            return Failure(
+                "upload_invalid", "the upload was not encrypted to this enclave for this tenant, name and version"
+            )
         case BadTransaction():
             return Failure("bad_transaction", str(error))
         case NotASigner():
             return Failure("not_a_signer", "the wallet's account is not among the transaction's signers")
         case BadPattern():
             return Failure("invalid_egress", f"{error} is not a host, host:port, *.domain or http://host:port")
+        case CannotWarm():
+            return Failure("invalid_function", "the function could not be loaded ahead of its calls")
         case NoCapacity():
             return Failure("no_capacity", str(error), retryable=True)
+        case TooManyCalls():
+            return Failure("too_many_calls", str(error), retryable=True)
         case UnicodeEncodeError():
             return Failure("bad_request", "the text is not Unicode")
         case _:
@@ -299,13 +362,18 @@ def _failure(error: Exception) -> Failure:
 def _digest(request: protocol.Load) -> bytes:
     """Of what a bundle's name stands for. Ciphertexts are left out: sealing twice gives two."""
     secrets = sorted((secret.name, secret.version) for secret in request.secrets)
-    content = [request.name, request.source, request.limits, secrets, sorted(request.egress)]
+    content = [request.name, request.source, request.limits, secrets, sorted(request.egress), request.isolation]
     return hashlib.sha256(protocol.encode(content)).digest()
 
 
 def _check_source(source: str) -> None:
     if len(source.encode()) > MAX_SOURCE_BYTES:
         raise Refused("source_too_large", f"a source has at most {MAX_SOURCE_BYTES} bytes")
+
+
+def _check_epoch(epoch: int) -> None:
+    if epoch not in seal.EPOCHS:
+        raise Refused("bad_request", "there is no such epoch")
 
 
 def _check_limits(limits: Limits) -> None:

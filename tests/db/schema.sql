@@ -122,7 +122,10 @@ CREATE TABLE public.secrets (
     issued integer NOT NULL,
     ciphertext bytea,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    uploaded text DEFAULT 'plain'::text NOT NULL,
+    seal_epoch integer DEFAULT 0 NOT NULL,
+    CONSTRAINT secrets_uploaded_check CHECK ((uploaded = ANY (ARRAY['sealed'::text, 'plain'::text])))
 );
 CREATE TABLE public.tenants (
     id uuid NOT NULL,
@@ -232,6 +235,7 @@ CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id,
 CREATE INDEX executions_written ON public.executions USING btree (written);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
 CREATE INDEX invoke_keys_age ON public.invoke_keys USING btree (created_at);
+CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
 CREATE INDEX transactions_by_block ON public.transactions USING btree (block_index) WHERE (block_index IS NOT NULL);

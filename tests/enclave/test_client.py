@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from uuid import UUID
 
 import pytest
 import uvloop
@@ -22,7 +23,7 @@ async def no_host(name: str, argument: bytes) -> bytes:
 async def run(client: EnclaveClient, source: str, *, timeout_ms: int = 10_000) -> Result:
     bundle = source[-20:]
     await client.load(Load("tenant", bundle, "test", source, Limits(timeout_ms=timeout_ms), [], []))
-    return await client.invoke("tenant", bundle, "execution", b"", no_host, timeout_ms=timeout_ms)
+    return await client.invoke(bundle, UUID(int=1), b"", no_host, timeout_ms=timeout_ms)
 
 
 async def test_an_enclave_that_is_not_there_is_unavailable(own_enclave: Process) -> None:
@@ -51,7 +52,7 @@ async def test_an_enclave_that_hangs_is_given_up_after_the_calls_own_limit(
     os.kill(own_enclave.process.pid, signal.SIGSTOP)
     try:
         with pytest.raises(OutcomeUnknown):
-            await client.invoke("tenant", "export default () => 1"[-20:], "e", b"", no_host, timeout_ms=100)
+            await client.invoke("export default () => 1"[-20:], UUID(int=1), b"", no_host, timeout_ms=100)
     finally:
         os.kill(own_enclave.process.pid, signal.SIGCONT)
     assert (await client.hello()).provider == "simulated"
@@ -77,7 +78,7 @@ async def test_an_answer_of_the_host_that_is_too_large_fails_that_call_only(own_
     client = EnclaveClient(own_enclave.socket)
     source = "export default async (i, ctx) => ctx.neo.read({})"
     await client.load(Load("tenant", "large", "test", source, Limits(), [], []))
-    result = await client.invoke("tenant", "large", "execution", b"", large, timeout_ms=10_000)
+    result = await client.invoke("large", UUID(int=1), b"", large, timeout_ms=10_000)
     assert result.error is not None
     assert "bytes" in result.error.message
     assert (await run(client, "export default () => 2")).output == b"2"

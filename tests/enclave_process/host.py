@@ -8,13 +8,17 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
-from uuid import uuid4
+from typing import Any, Literal, Self
+from uuid import UUID, uuid4
 
 import msgspec
 
 from neolayer_enclave import protocol
 from neolayer_enclave.protocol import HEADER, Failure, HostCall, Kind, Limits, Load, Result
+
+#: By name of a bundle; names are unique here.
+HANDLES: dict[str, bytes] = {}
+EXECUTION = UUID(int=1)
 
 type HostFunction = Callable[[str, Any], Awaitable[Any]]
 
@@ -104,10 +108,26 @@ class Host:
         return msgspec.msgpack.decode(await self.send(request, host), type=reply)
 
     def send(self, request: protocol.Message, host: HostFunction = nothing) -> asyncio.Future[bytes]:
+        return self._send(Kind.REQUEST, protocol.encode(request), host)
+
+    def call(
+        self,
+        bundle: str,
+        input: bytes,
+        host: HostFunction = nothing,
+        *,
+        execution: UUID = EXECUTION,
+        depth: int = 0,
+    ) -> asyncio.Future[bytes]:
+        """Send an INVOKE; the future holds the body of its RESULT."""
+        handle = HANDLES.get(bundle, b"unknown!")
+        return self._send(Kind.INVOKE, protocol.encode_invoke(handle, depth, execution.bytes, input), host)
+
+    def _send(self, kind: Kind, body: bytes, host: HostFunction) -> asyncio.Future[bytes]:
         id = next(self.ids)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.waiting[id] = future, host
-        self.writer.write(protocol.frame(Kind.REQUEST, id, protocol.encode(request)))
+        self.writer.write(protocol.frame(kind, id, body))
         return future
 
     async def load(
@@ -119,6 +139,7 @@ class Host:
         name: str = "hello",
         secrets: dict[str, str] | None = None,
         egress: list[str] | None = None,
+        isolation: Literal["version", "call"] = "version",
         **limits: int,
     ) -> str:
         bundle = bundle or f"bundle-{uuid4()}"
@@ -126,8 +147,8 @@ class Host:
             protocol.SealedSecret(key, 1, (await self.seal(tenant, key, 1, value.encode())))
             for key, value in (secrets or {}).items()
         ]
-        request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [])
-        await self.ask(request, protocol.Loaded)
+        request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [], isolation)
+        HANDLES[bundle] = (await self.ask(request, protocol.Loaded)).handle
         return bundle
 
     async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
@@ -138,17 +159,16 @@ class Host:
         bundle: str,
         input: Any = None,
         *,
-        tenant: str = "alice",
-        execution: str = "execution-1",
+        execution: UUID = EXECUTION,
+        depth: int = 0,
         host: HostFunction = nothing,
     ) -> Result:
         body = b"" if input is None else json.dumps(input).encode()
-        return await self.ask(protocol.Invoke(tenant, bundle, execution, body), Result, host)
+        return protocol.decode_result(await self.call(bundle, body, host, execution=execution, depth=depth))
 
     async def run(self, source: str, input: Any = None, *, host: HostFunction = nothing, **options: Any) -> Result:
         """Load a source as a new bundle and call it once."""
-        tenant = options.get("tenant", "alice")
-        return await self.invoke(await self.load(source, **options), input, tenant=tenant, host=host)
+        return await self.invoke(await self.load(source, **options), input, host=host)
 
     async def _read(self) -> None:
         while True:
@@ -163,7 +183,7 @@ class Host:
             future, _ = self.waiting.pop(id)
             if future.cancelled():
                 continue
-            if kind == Kind.RESPONSE:
+            if kind in (Kind.RESPONSE, Kind.RESULT):
                 future.set_result(body)
             else:
                 future.set_exception(Refusal(msgspec.msgpack.decode(body, type=Failure)))
@@ -185,6 +205,11 @@ class Host:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+def rss_bytes(pid: int) -> int:
+    """What a process holds in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def output(result: Result) -> Any:

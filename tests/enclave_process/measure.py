@@ -16,7 +16,7 @@ import uvloop
 from neolayer_enclave import protocol
 from neolayer_enclave.__main__ import bundled_node
 from neolayer_enclave.protocol import HEADER, HEADER_AFTER_LENGTH, Kind
-from tests.enclave_process.host import Host, Process
+from tests.enclave_process.host import EXECUTION, HANDLES, Host, Process
 
 SOURCE: Final = "export default async function (input, ctx) { return { hello: input.name, n: input.n + 1 }; }"
 INPUT: Final = b'{"name":"x","n":1}'
@@ -51,7 +51,7 @@ class Load(asyncio.Protocol):
             length, kind, _ = HEADER.unpack_from(self._partial, at)
             if len(self._partial) < at + 4 + length:
                 break
-            assert kind == Kind.RESPONSE
+            assert kind == Kind.RESULT
             at += 4 + length
             self._done += 1
             if self._sent < self._calls:
@@ -63,7 +63,7 @@ class Load(asyncio.Protocol):
 
     def _frame(self) -> bytes:
         self._sent += 1
-        return HEADER.pack(HEADER_AFTER_LENGTH + len(self._body), Kind.REQUEST, self._sent) + self._body
+        return HEADER.pack(HEADER_AFTER_LENGTH + len(self._body), Kind.INVOKE, self._sent) + self._body
 
 
 async def main() -> None:
@@ -74,7 +74,7 @@ async def main() -> None:
         for tenant in range(10):
             bundle = await host.load(SOURCE, tenant=f"cold-{tenant}")
             begun = time.perf_counter()
-            await host.invoke(bundle, {"name": "x", "n": 1}, tenant=f"cold-{tenant}")
+            await host.invoke(bundle, {"name": "x", "n": 1})
             cold.append(time.perf_counter() - begun)
         isolate = []
         for _ in range(20):
@@ -84,7 +84,7 @@ async def main() -> None:
             isolate.append(time.perf_counter() - begun)
         print(f"first call, new cell     p50 {statistics.median(cold) * 1e3:.1f} ms")
         print(f"first call, new isolate  p50 {statistics.median(isolate[1:]) * 1e3:.1f} ms")
-        body = protocol.encode(protocol.Invoke("alice", bundle, "execution", INPUT))
+        body = protocol.encode_invoke(HANDLES[bundle], 0, EXECUTION.bytes, INPUT)
         _, load = await asyncio.get_running_loop().create_unix_connection(lambda: Load(body), str(enclave.socket))
         await load.run(1_000, 1)
         for in_flight in (1, 16, 64):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from yarl import URL
 
 from neolayer_enclave.egress import is_public, parse_pattern
+from neolayer_enclave.protocol import Hello, Identity
 from tests.enclave_process.host import Host, Process, output
 
 FETCH = """export default async (input) => {
@@ -300,3 +301,8 @@ def test_public_addresses_are_told_from_others() -> None:
     private += ["2002:808:808::", "2001:0:808:808::", "64:ff9b:1::1", "fd00:ec2::254", "100.100.100.200"]
     assert [each for each in public if not is_public(each)] == []
     assert [each for each in private if is_public(each)] == []
+
+
+async def test_the_development_switch_shows(host: Host, open_host: Host) -> None:
+    for each, allowed in ((host, False), (open_host, True)):
+        assert (await each.ask(Hello(), Identity)).egress_allow_private is allowed

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -117,18 +118,18 @@ async def test_waiting_costs_no_cpu_time(host: Host) -> None:
 async def test_a_program_that_eats_memory_ends_and_its_neighbours_do_not_notice(host: Host, body: str) -> None:
     tenant = "glutton"
     canary = await host.load(CANARY, tenant="neighbour")
-    await host.invoke(canary, 0, tenant="neighbour")
+    await host.invoke(canary, 0)
     bundle = await host.load(
         f"export default (input) => {{ if (input) return input; {body} }}",
         tenant=tenant,
         memory_mb=32,
         cpu_ms=5_000,
     )
-    bomb = asyncio.ensure_future(host.invoke(bundle, tenant=tenant))
+    bomb = asyncio.ensure_future(host.invoke(bundle))
     answered, slowest = 0, 0.0
     while not bomb.done():
         begun = time.monotonic()
-        assert output(await host.invoke(canary, answered, tenant="neighbour")) == answered
+        assert output(await host.invoke(canary, answered)) == answered
         slowest = max(slowest, time.monotonic() - begun)
         answered += 1
         await asyncio.sleep(0.005)
@@ -142,14 +143,14 @@ async def test_a_program_that_eats_memory_ends_and_its_neighbours_do_not_notice(
         assert not result.error.retryable
     assert answered > 0
     assert slowest < 1.0
-    assert output(await host.invoke(bundle, 7, tenant=tenant)) == 7
+    assert output(await host.invoke(bundle, 7)) == 7
 
 
 async def test_a_catastrophe_kills_only_its_tenants_cell(own_host: Host) -> None:
     """Growth of a dictionary's table is one allocation: V8 gives up on the process, whatever the limit says."""
     body = "const o = {}; for (let i = 0; ; i++) o['a' + i] = i;"
     canary = await own_host.load(CANARY, tenant="neighbour")
-    await own_host.invoke(canary, 0, tenant="neighbour")
+    await own_host.invoke(canary, 0)
     bomb = await own_host.load(
         f"export default (input) => {{ if (input) return input; {body} }}", memory_mb=16, cpu_ms=10_000
     )
@@ -168,7 +169,7 @@ async def test_a_catastrophe_kills_only_its_tenants_cell(own_host: Host) -> None
         result = await own_host.invoke(bomb)
         assert result.error is not None
         assert (result.error.code, result.error.retryable) == ("memory_limit", False)
-    assert output(await own_host.invoke(canary, 1, tenant="neighbour")) == 1
+    assert output(await own_host.invoke(canary, 1)) == 1
     assert (await own_host.ask(Stats(), Statistics)).cells_crashed == 2
     read, send = [(await call).error for call in bystanders]
     assert read is not None
@@ -338,7 +339,7 @@ async def test_a_hundred_calls_at_once_keep_their_answers_apart(host: Host) -> N
       return [a, b, ctx.executionId];
     }"""
     bundle = await host.load(source)
-    calls = [host.invoke(bundle, n, execution=f"e{n}", host=echo) for n in range(100)]
+    calls = [host.invoke(bundle, n, execution=UUID(int=n), host=echo) for n in range(100)]
     for n, result in enumerate(await asyncio.gather(*calls)):
-        assert output(result) == [n, n, f"e{n}"]
+        assert output(result) == [n, n, str(UUID(int=n))]
         assert logs(result) == [str(n), str(n)]

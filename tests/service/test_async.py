@@ -139,7 +139,8 @@ async def test_an_execution_that_takes_worker_after_worker_down_is_dead(system: 
     async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as connection:
         # As so many workers that died with it leave it.
         await connection.execute(
-            "UPDATE execution_queue SET leases = %s, state = 'running', available_at = now() WHERE execution_id = %s",
+            "UPDATE execution_queue SET leases = %s, state = 'running', available_at = now()"
+            " WHERE execution_id = %s",
             (MAX_LEASES, id),
         )
     view = await over(system, id)

@@ -159,3 +159,35 @@ async def test_many_calls_at_once_keep_apart(system: System) -> None:
     outputs = await asyncio.gather(*(system.invoke("echoes", number) for number in range(300)))
     assert [output for output, _ in outputs] == list(range(300))
     assert len({execution for _, execution in outputs}) == 300
+
+
+async def test_erasable_typescript_is_deployed_as_it_is_and_errors_show_its_own_lines(system: System) -> None:
+    source = """interface Order { amount: number }
+export default async function (order: Order): Promise<number> {
+  if (order.amount < 0) throw new RangeError('negative');
+  return order.amount * 2;
+}"""
+    await deploy(system, "typed", source)
+    assert (await system.invoke("typed", {"amount": 21}))[0] == 42
+    assert (await system.get("/functions/typed"))["source"] == source
+    problem = await system.request("POST", "/functions/typed/invoke", {"amount": -1}, status=422)
+    assert problem["code"] == "function_error"
+    assert "typed.js:3:31" in str(problem)
+    not_erasable = {"source": f"{source}\nenum Colour {{ red }}"}
+    problem = await system.request("PUT", "/functions/typed", not_erasable, status=422)
+    assert (problem["code"], problem["line"]) == ("typescript_not_erasable", 6)
+
+
+async def test_metrics_show_how_functions_become_warm(system: System) -> None:
+    async def counter(name: str) -> float:
+        _, _, text = await system.raw("GET", "/metrics")
+        prefix = f'neolayer_enclave_loads{{counter="{name}"}} '
+        return float(next(line for line in str(text).splitlines() if line.startswith(prefix)).split()[-1])
+
+    await deploy(system, "counted", "export default () => 1")
+    before = {name: await counter(name) for name in ("cold_starts", "warm_starts", "code_hits")}
+    for _ in range(3):
+        await system.invoke("counted")
+    # The deployment's check has left code for the first call.
+    after = {name: await counter(name) - value for name, value in before.items()}
+    assert after == {"cold_starts": 1, "warm_starts": 2, "code_hits": 1}

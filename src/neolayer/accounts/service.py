@@ -102,13 +102,18 @@ class Accounts:
         self._forget()
         return ApiKey(*row)
 
+    def known(self, key: bytes) -> Principal | None:
+        known = self._known.get(_hash(key))
+        if known is None or known.until <= time.monotonic():
+            return None
+        self._used.add(known.principal.key_id)
+        return known.principal
+
     async def authenticate(self, key: bytes, client: str) -> Principal:
+        if (principal := self.known(key)) is not None:
+            return principal
         digest = _hash(key)
-        known = self._known.get(digest)
-        if known is not None and known.until > time.monotonic():
-            self._used.add(known.principal.key_id)
-            return known.principal
-        if known is None:
+        if digest not in self._known:
             # A key that was good before is looked up whatever strangers at the same address do.
             await self._throttle.check(client)
         generation = self._generation

@@ -13,6 +13,10 @@ from neolayer.core.types import Principal
 class Authenticator(Protocol):
     """What the API asks of the accounts."""
 
+    def known(self, key: bytes) -> Principal | None:
+        """The principal of a key that was authenticated a moment ago; null: `authenticate` must tell."""
+        ...
+
     async def authenticate(self, key: bytes, client: str) -> Principal:
         """The principal that an API key belongs to. ``client`` is the peer's address.
 
@@ -29,12 +33,18 @@ def bearer_key(headers: list[tuple[bytes, bytes]]) -> bytes:
     Raises:
         Unauthenticated: no such header, or another scheme.
     """
-    for name, value in headers:
-        if name == b"authorization":
-            if value[:7].lower() == b"bearer ":
-                return value[7:].strip()
-            raise Unauthenticated
-    raise Unauthenticated
+    return bearer_token(next((value for name, value in headers if name == b"authorization"), b""))
+
+
+def bearer_token(authorization: bytes) -> bytes:
+    """The key out of the header's value.
+
+    Raises:
+        Unauthenticated: another scheme, or nothing.
+    """
+    if authorization[:7].lower() != b"bearer ":
+        raise Unauthenticated
+    return authorization[7:].strip()
 
 
 def client_address(scope: Scope) -> str:

@@ -6,14 +6,16 @@ from typing import Final
 
 from litestar import Response, get
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-REQUESTS: Final = Histogram(
+from neolayer.observability.tally import TalliedHistogram
+
+REQUESTS: Final = TalliedHistogram(
     "neolayer_http_request_duration_seconds",
     "Time from the request's arrival to the end of its response.",
     ["method", "route", "status"],
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
 #: Brings gauges up to date just before they are shown.
@@ -40,7 +42,7 @@ class RequestMetrics:
             await self._app(scope, receive, watch)
         finally:
             route = scope.get("path_template") or "unmatched"
-            REQUESTS.labels(scope.get("method"), route, status).observe(time.perf_counter() - start)
+            REQUESTS.of(str(scope.get("method")), route, str(status)).observe(time.perf_counter() - start)
 
 
 @get("/metrics", include_in_schema=False)

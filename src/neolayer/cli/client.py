@@ -71,9 +71,9 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         saved = credentials()
-        self._url = (connection.url or saved.get("url") or "http://127.0.0.1:8420").rstrip("/")
-        if "://" not in self._url:
-            self._url = f"http://{self._url}"
+        self.url = (connection.url or saved.get("url") or "http://127.0.0.1:8420").rstrip("/")
+        if "://" not in self.url:
+            self.url = f"http://{self.url}"
         key = connection.api_key or saved.get("api_key")
         if not key:
             raise NoCredentials(
@@ -118,13 +118,13 @@ class Client:
         all_headers = {"content-type": "application/json"} | (headers or {})
         try:
             async with self._session.request(
-                method, f"{self._url}/api/v1{path}", params=given, data=data, headers=all_headers
+                method, f"{self.url}/api/v1{path}", params=given, data=data, headers=all_headers
             ) as response:
                 content = await response.read()
                 status, answer_headers = response.status, dict(response.headers)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(
-                f"no answer from {self._url} ({error or 'timeout'}): is `neolayer up` running?"
+                f"no answer from {self.url} ({error or 'timeout'}): is `neolayer up` running?"
             ) from None
         try:
             answer = json.loads(content) if content else None
@@ -149,7 +149,7 @@ class Client:
             headers = {"last-event-id": last_id} if last_id else {}
             try:
                 async with self._session.get(
-                    f"{self._url}/api/v1{path}", params=given, headers=headers, timeout=timeout, read_bufsize=2**22
+                    f"{self.url}/api/v1{path}", params=given, headers=headers, timeout=timeout, read_bufsize=2**22
                 ) as response:
                     if 400 <= response.status < 500:
                         raise ApiProblem(response.status, json.loads(await response.read()))
@@ -164,7 +164,7 @@ class Client:
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 if not connected:
                     raise Unavailable(
-                        f"no answer from {self._url} ({error or 'timeout'}): is `neolayer up` running?"
+                        f"no answer from {self.url} ({error or 'timeout'}): is `neolayer up` running?"
                     ) from None
             await asyncio.sleep(RECONNECT_S)
 

@@ -9,6 +9,11 @@ from cyclopts import App
 from neolayer.core.settings import BadSettings, Settings
 
 app = App()
+#: Idle connections are closed after this time; longer than most load balancers keep theirs, so that these close
+#: first and never send into a connection that is just closing; seconds.
+KEEP_ALIVE_S = 75
+#: For requests that run when the API is told to stop; seconds.
+SHUTDOWN_S = 3
 
 
 def require_parts(settings: Settings) -> None:
@@ -28,23 +33,31 @@ def api() -> None:
 
     Example: NEOLAYER_DATABASE_URL=… NEOLAYER_VALKEY_URL=… NEOLAYER_RPC_URLS=… neolayer api
     """
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
+    import uvicorn
+
+    from neolayer.functions.endpoint import InvokeProtocol
 
     settings = Settings.load(os.environ)
     require_parts(settings)
-    Granian(
+    uvicorn.run(
         "neolayer.app:create_api",
         factory=True,
-        address=settings.host,
+        host=settings.host,
         port=settings.port,
-        interface=Interfaces.ASGI,
-        loop=Loops.uvloop,
+        http=InvokeProtocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
         workers=settings.api_workers,
-        workers_kill_timeout=3,
-        respawn_failed_workers=True,
-        log_access=False,
-    ).serve()
+        backlog=2048,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+    )
 
 
 @app.command

@@ -76,6 +76,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Invoke functions past the web framework; the answers are the same.
     opt_raw_invoke: bool = True
+    #: Keep V8's compiled code of functions across restarts and cells.
+    opt_code_cache: bool = True
+    #: Make isolates before calls need them, and keep those that save most time for their memory.
+    opt_warm_up: bool = True
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

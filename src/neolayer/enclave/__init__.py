@@ -1,10 +1,11 @@
 """The untrusted side of the enclave: its client, and the protocol's types for the rooms above."""
 
-from neolayer.enclave.client import Enclave, EnclaveClient, HostFunction
+from neolayer.enclave.client import Call, Enclave, EnclaveClient, HostFunction
 from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
-from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, Result, SealedSecret
+from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Result, SealedSecret
 
 __all__ = [
+    "Call",
     "Enclave",
     "EnclaveClient",
     "EnclaveRefused",
@@ -15,6 +16,7 @@ __all__ = [
     "Limits",
     "Load",
     "OutcomeUnknown",
+    "OwnedSecret",
     "Result",
     "SealedSecret",
 ]

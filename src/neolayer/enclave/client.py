@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
+from uuid import UUID
 
 import msgspec
 
@@ -28,7 +28,10 @@ MAX_HOST_RESULT_BYTES: Final = 1_000_000
 
 _decode_failure = msgspec.msgpack.Decoder(protocol.Failure).decode
 _decode_host_call = msgspec.msgpack.Decoder(protocol.HostCall).decode
-_decode_result = msgspec.msgpack.Decoder(protocol.Result).decode
+#: As a plain number: results come thousands a second.
+_RESULT: Final = int(Kind.RESULT)
+#: Handles of bundles that are remembered.
+MAX_HANDLES: Final = 10_000
 
 #: Requests past their time are looked for this often; seconds.
 SWEEP_S: Final = 0.5
@@ -37,20 +40,39 @@ SWEEP_S: Final = 0.5
 type HostFunction = Callable[[str, bytes], Awaitable[bytes]]
 
 
+class Call(Protocol):
+    """Who waits for a call of a function; told of its end once, from the event loop."""
+
+    def finished(self, result: protocol.Result) -> None: ...
+
+    def failed(self, error: ServiceError) -> None:
+        """`EnclaveRefused`: it was not started. `OutcomeUnknown`: the enclave was lost while it ran."""
+
+    async def serve(self, name: str, argument: bytes) -> bytes:
+        """Serve what the running function asks of the host; see `HostFunction`."""
+        ...
+
+
 class Enclave(Protocol):
     """What the rest of the house asks of the enclave, wherever it runs."""
 
     async def hello(self) -> protocol.Identity: ...
     async def attest(self, nonce: bytes) -> protocol.Evidence: ...
-    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes: ...
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes, epoch: int) -> bytes: ...
+    async def seal_upload(self, tenant: str, name: str, version: int, upload: bytes, epoch: int) -> bytes: ...
+    async def reseal(self, epoch: int, secrets: list[protocol.OwnedSecret]) -> list[bytes | None]: ...
     async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey: ...
     async def sign_transaction(
         self, tenant: str, wallet: str, sealed: bytes, network: int, unsigned: bytes
     ) -> protocol.Signature: ...
     async def check(self, tenant: str, source: str) -> bytes: ...
     async def load(self, bundle: protocol.Load) -> None: ...
+    async def warm(self, bundle: str) -> bool: ...
+    def start(
+        self, bundle: str, execution: UUID, input: bytes, call: Call, *, timeout_ms: int, depth: int = 0
+    ) -> bool: ...
     async def invoke(
-        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
+        self, bundle: str, execution: UUID, input: bytes, host: HostFunction, *, timeout_ms: int, depth: int = 0
     ) -> protocol.Result: ...
     async def stats(self) -> protocol.Statistics: ...
 
@@ -66,6 +88,7 @@ class EnclaveClient:
         self._socket = socket
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
+        self._handles: dict[str, bytes] = {}
 
     async def close(self) -> None:
         if self._connection:
@@ -77,9 +100,21 @@ class EnclaveClient:
     async def attest(self, nonce: bytes) -> protocol.Evidence:
         return await self._call(protocol.Attest(nonce), protocol.Evidence)
 
-    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
-        sealed = await self._call(protocol.Seal(tenant, name, version, plaintext), protocol.Sealed)
-        return sealed.ciphertext
+    async def seal(self, tenant: str, name: str, version: int, plaintext: bytes, epoch: int) -> bytes:
+        request = protocol.Seal(tenant, name, version, plaintext, epoch)
+        return (await self._call(request, protocol.Sealed)).ciphertext
+
+    async def seal_upload(self, tenant: str, name: str, version: int, upload: bytes, epoch: int) -> bytes:
+        """
+        Raises:
+            EnclaveRefused: code ``upload_invalid``.
+        """
+        request = protocol.SealUpload(tenant, name, version, upload, epoch)
+        return (await self._call(request, protocol.Sealed)).ciphertext
+
+    async def reseal(self, epoch: int, secrets: list[protocol.OwnedSecret]) -> list[bytes | None]:
+        """Null for those that do not open."""
+        return (await self._call(protocol.Reseal(epoch, secrets), protocol.Resealed)).ciphertexts
 
     async def create_key(self, tenant: str, wallet: str) -> protocol.WalletKey:
         return await self._call(protocol.CreateKey(tenant, wallet), protocol.WalletKey)
@@ -95,10 +130,42 @@ class EnclaveClient:
         return (await self._call(protocol.Check(tenant, source), protocol.Checked)).code_hash
 
     async def load(self, bundle: protocol.Load) -> None:
-        await self._call(bundle, protocol.Loaded)
+        loaded = await self._call(bundle, protocol.Loaded)
+        if len(self._handles) >= MAX_HANDLES:
+            self._handles.clear()
+        self._handles[bundle.bundle] = loaded.handle
+
+    def start(
+        self, bundle: str, execution: UUID, input: bytes, call: Call, *, timeout_ms: int, depth: int = 0
+    ) -> bool:
+        """Send a call off without waiting for anything; its end is told to ``call``.
+
+        Returns:
+            False when that is not possible just now, because the connection or the bundle's handle is missing:
+            nothing was sent, `invoke` says what is wrong.
+        """
+        connection = self._connection
+        handle = self._handles.get(bundle)
+        if handle is None or connection is None or not connection.open:
+            return False
+        connection.invoke(
+            protocol.encode_invoke(handle, depth, execution.bytes, input), call, timeout_ms / 1000 + INVOKE_SLACK_S
+        )
+        return True
+
+    async def warm(self, bundle: str) -> bool:
+        """Make a bundle's isolate ahead of its next call. Returns whether it was there.
+
+        Raises:
+            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail.
+        """
+        handle = self._handles.get(bundle)
+        if handle is None:
+            raise EnclaveRefused("not_loaded", "this bundle was not loaded", retryable=True)
+        return (await self._call(protocol.Warm(handle), protocol.Warmed)).was_warm
 
     async def invoke(
-        self, tenant: str, bundle: str, execution: str, input: bytes, host: HostFunction, *, timeout_ms: int
+        self, bundle: str, execution: UUID, input: bytes, host: HostFunction, *, timeout_ms: int, depth: int = 0
     ) -> protocol.Result:
         """Run a bundle. ``host`` serves the function's calls back, many at a time.
 
@@ -107,16 +174,12 @@ class EnclaveClient:
             EnclaveUnavailable: it was not started.
             OutcomeUnknown: the enclave was lost while it ran.
         """
-        connection = self._connection
-        if connection is None or not connection.open:
-            connection = await self._connect()
-        request = protocol.Invoke(tenant, bundle, execution, input)
-        try:
-            return _decode_result(
-                await connection.request(request, host, timeout_s=timeout_ms / 1000 + INVOKE_SLACK_S)
-            )
-        except EnclaveUnavailable as error:
-            raise OutcomeUnknown from error
+        if self._connection is None or not self._connection.open:
+            await self._connect()
+        call = _Awaited(host)
+        if not self.start(bundle, execution, input, call, timeout_ms=timeout_ms, depth=depth):
+            raise EnclaveRefused("not_loaded", "this bundle was not loaded", retryable=True)
+        return await call.result
 
     async def stats(self) -> protocol.Statistics:
         return await self._call(protocol.Stats(), protocol.Statistics)
@@ -125,7 +188,7 @@ class EnclaveClient:
         connection = self._connection
         if connection is None or not connection.open:
             connection = await self._connect()
-        body = await connection.request(request, None, timeout_s=REQUEST_TIMEOUT_S)
+        body = await connection.request(request, timeout_s=REQUEST_TIMEOUT_S)
         return msgspec.msgpack.decode(body, type=reply)
 
     async def _connect(self) -> "_Connection":
@@ -140,14 +203,27 @@ class EnclaveClient:
             return self._connection
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A request on its way."""
+class _Awaited:
+    """A call whose end somebody awaits."""
 
-    future: asyncio.Future[bytes]
-    #: Time of the event loop.
-    deadline: float
-    host: HostFunction | None
+    def __init__(self, host: HostFunction) -> None:
+        self.result: asyncio.Future[protocol.Result] = asyncio.get_running_loop().create_future()
+        self._host = host
+
+    async def serve(self, name: str, argument: bytes) -> bytes:
+        return await self._host(name, argument)
+
+    def finished(self, result: protocol.Result) -> None:
+        if not self.result.done():
+            self.result.set_result(result)
+
+    def failed(self, error: ServiceError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+#: What is looked up for an id that nobody waits for.
+_NOBODY: Final[tuple[float, Call | None]] = (0.0, None)
 
 
 class _Connection(asyncio.Protocol):
@@ -159,7 +235,9 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._next_id = 0
-        self._waiting: dict[int, _Waiting] = {}
+        #: By id, with the time of the event loop when it is given up.
+        self._requests: dict[int, tuple[float, asyncio.Future[bytes]]] = {}
+        self._calls: dict[int, tuple[float, Call]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -172,9 +250,12 @@ class _Connection(asyncio.Protocol):
         self.open = False
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for waiting in self._waiting.values():
-            if not waiting.future.done():
-                waiting.future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
+        for _, future in self._requests.values():
+            if not future.done():
+                future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
+        calls, self._calls = self._calls, {}
+        for _, call in calls.values():
+            call.failed(OutcomeUnknown())
         for task in self._tasks:
             task.cancel()
 
@@ -182,7 +263,7 @@ class _Connection(asyncio.Protocol):
         if self._transport:
             self._transport.close()
 
-    async def request(self, message: protocol.Message, host: HostFunction | None, *, timeout_s: float) -> bytes:
+    async def request(self, message: protocol.Message, *, timeout_s: float) -> bytes:
         """
         Raises:
             InvalidRequest: more than a frame holds.
@@ -191,16 +272,24 @@ class _Connection(asyncio.Protocol):
         encoded = _encode_request(message)
         if len(encoded) > _MAX_BODY_BYTES:
             raise InvalidRequest(f"the enclave takes at most {_MAX_BODY_BYTES} bytes at a time")
-        self._next_id = id = (self._next_id + 1) & 0xFFFF_FFFF
-        waiting = _Waiting(self._loop.create_future(), self._loop.time() + timeout_s, host)
-        self._waiting[id] = waiting
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        id, future = self._new_id(), self._loop.create_future()
+        self._requests[id] = self._loop.time() + timeout_s, future
         try:
             self._send(protocol.frame(Kind.REQUEST, id, encoded))
-            return await waiting.future
+            return cast(bytes, await future)
         finally:
-            del self._waiting[id]
+            del self._requests[id]
+
+    def invoke(self, body: bytes, call: Call, timeout_s: float) -> None:
+        id = self._new_id()
+        self._calls[id] = self._loop.time() + timeout_s, call
+        self._send(protocol.frame(Kind.INVOKE, id, body))
+
+    def _new_id(self) -> int:
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        self._next_id = id = (self._next_id + 1) & 0xFFFF_FFFF
+        return id
 
     def _send(self, frame: bytes) -> None:
         """Dropped when the connection is gone. uvloop joins the writes of one turn of the event loop."""
@@ -210,10 +299,13 @@ class _Connection(asyncio.Protocol):
     def _sweep(self) -> None:
         """One timer for all requests: most are answered long before one of their own would be worth its cost."""
         now = self._loop.time()
-        for waiting in self._waiting.values():
-            if now > waiting.deadline and not waiting.future.done():
-                waiting.future.set_exception(EnclaveUnavailable("the enclave gave no answer in time"))
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
+        for deadline, future in self._requests.values():
+            if now > deadline and not future.done():
+                future.set_exception(EnclaveUnavailable("the enclave gave no answer in time"))
+        for id in [id for id, (deadline, _) in self._calls.items() if now > deadline]:
+            self._calls.pop(id)[1].failed(OutcomeUnknown())
+        busy = self._requests or self._calls
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if busy else None
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
@@ -235,26 +327,35 @@ class _Connection(asyncio.Protocol):
             del buffer[:start]
 
     def _frame(self, kind: int, id: int, body: bytes) -> None:
-        if kind == Kind.HOST_CALL:
-            call = _decode_host_call(body)
-            asking = self._waiting.get(call.request)
-            task = self._loop.create_task(self._serve(id, call, asking.host if asking else None))
+        if kind == _RESULT:
+            _, call = self._calls.pop(id, _NOBODY)
+            if call is not None:
+                try:
+                    result = protocol.decode_result(body)
+                except ValueError:
+                    _log.exception("the enclave's result makes no sense")
+                    call.failed(OutcomeUnknown())
+                else:
+                    call.finished(result)
+        elif kind == Kind.HOST_CALL:
+            asking = _decode_host_call(body)
+            _, call = self._calls.get(asking.request, _NOBODY)
+            task = self._loop.create_task(self._serve(id, asking, call))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return
-        waiting = self._waiting.get(id)
-        if waiting is None or waiting.future.done():
-            return
-        if kind == Kind.RESPONSE:
-            waiting.future.set_result(body)
-        else:
-            waiting.future.set_exception(_refusal(_decode_failure(body)))
+        elif id in self._calls:
+            self._calls.pop(id)[1].failed(_refusal(_decode_failure(body)))
+        elif id in self._requests and not (future := self._requests[id][1]).done():
+            if kind == Kind.RESPONSE:
+                future.set_result(body)
+            else:
+                future.set_exception(_refusal(_decode_failure(body)))
 
-    async def _serve(self, id: int, call: protocol.HostCall, host: HostFunction | None) -> None:
+    async def _serve(self, id: int, asking: protocol.HostCall, call: Call | None) -> None:
         try:
-            if host is None:
+            if call is None:
                 raise EnclaveUnavailable("the call that asks is no longer running")
-            kind, body = Kind.HOST_RESULT, await host(call.name, call.argument)
+            kind, body = Kind.HOST_RESULT, await call.serve(asking.name, asking.argument)
             if len(body) > MAX_HOST_RESULT_BYTES:
                 raise InvalidRequest(
                     f"the answer has {len(body)} bytes, a function can take {MAX_HOST_RESULT_BYTES}"
@@ -265,7 +366,7 @@ class _Connection(asyncio.Protocol):
                 protocol.encode(protocol.Failure(error.code, error.detail, error.retryable)),
             )
         except Exception:
-            _log.exception("serving %s for a function", call.name)
+            _log.exception("serving %s for a function", asking.name)
             failure = protocol.Failure("internal_error", "the service failed to serve this call")
             kind, body = Kind.HOST_ERROR, protocol.encode(failure)
         self._send(protocol.frame(kind, id, body))

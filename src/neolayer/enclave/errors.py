@@ -18,10 +18,13 @@ class OutcomeUnknown(ServiceError):
     status = 502
 
 
+#: HTTP status of refusals for which `retryable` does not tell it.
+STATUSES: Final = {"too_many_calls": 429}
 #: Refusals that say something about what the client sent. Any other is a fault of ours.
 CLIENT_CODES: Final = frozenset(
     {
         "syntax_error",
+        "typescript_not_erasable",
         "import_not_supported",
         "no_entry_point",
         "invalid_function",
@@ -31,6 +34,7 @@ CLIENT_CODES: Final = frozenset(
         "secret_too_large",
         "source_too_large",
         "input_too_large",
+        "upload_invalid",
     }
 )
 
@@ -42,4 +46,4 @@ class EnclaveRefused(ServiceError):
         super().__init__(message, **extra)
         self.code = code
         self.retryable = retryable
-        self.status = 503 if retryable else 422 if code in CLIENT_CODES else 500
+        self.status = STATUSES.get(code) or (503 if retryable else 422 if code in CLIENT_CODES else 500)

@@ -9,7 +9,6 @@ from litestar import Controller, MediaType, Request, Response, post
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import HeaderParameter
-from litestar.types import Scope
 
 from neolayer.api.problems import encode_problem, problem_headers
 from neolayer.core.errors import InvalidRequest
@@ -20,8 +19,6 @@ from neolayer.functions.idempotency import IdempotentInvocations
 from neolayer.functions.model import Accepted
 from neolayer.functions.service import Functions
 
-#: Headers that ask for more than a plain call.
-SPECIAL: Final = frozenset({b"idempotency-key", b"prefer"})
 MAX_KEY: Final = 255
 _REPLAYED: Final = "idempotency-replayed"
 
@@ -42,11 +39,6 @@ Prefer = Annotated[
         "it fails.",
     ),
 ]
-
-
-def is_plain(scope: Scope) -> bool:
-    """Whether a request to invoke asks for nothing but a function by its plain name."""
-    return "@" not in scope["path"] and not any(name in SPECIAL for name, _ in scope["headers"])
 
 
 class InvokeController(Controller):

@@ -6,15 +6,24 @@ from uuid import UUID
 from neolayer.core.errors import ServiceError
 from neolayer.enclave import ErrorInfo, OutcomeUnknown, Result
 from neolayer.functions.errors import ExecutionFailed
-from neolayer.functions.metrics import CPU, EXECUTIONS, WALL
 from neolayer.functions.model import Bundle, Call, ExecutionRecord, Status
 from neolayer.functions.records import error_json
 
 
 def record_of(
-    bundle: Bundle, call: Call, result: Result, input: bytes, status: Status | None = None
+    bundle: Bundle,
+    call: Call,
+    result: Result,
+    input: bytes,
+    *,
+    status: Status | None = None,
+    created: datetime | None = None,
 ) -> ExecutionRecord:
-    """``status``: if it is not told by the result alone."""
+    """
+    Args:
+        status: if it is not told by the result alone.
+        created: when it was begun, if that is known better than by now.
+    """
     failed = result.error
     return ExecutionRecord(
         tenant_id=call.principal.tenant_id,
@@ -31,28 +40,21 @@ def record_of(
         cpu_us=result.cpu_us,
         heap_bytes=result.heap_bytes,
         fetches=result.fetches,
-        created_at=datetime.now(UTC),
+        created_at=created or datetime.now(UTC),
         kind=call.kind,
         parent_id=call.parent_id,
         attempt=call.attempt,
         alias=call.alias,
+        queue_us=result.queue_us,
+        peak_heap_bytes=result.peak_bytes,
         bytes_in=len(input),
         bytes_out=None if failed else len(result.output),
     )
 
 
-def count(result: Result) -> None:
-    """Into the metrics."""
-    failed = result.error
-    start = "cold" if result.cold else "warm"
-    EXECUTIONS.labels(failed.code if failed else "succeeded", start).inc()
-    WALL.labels(start).observe(result.wall_us / 1e6)
-    CPU.inc(result.cpu_us / 1e6)
-
-
 def failure(code: str, message: str, *, wall_us: int = 0) -> Result:
     """Of an execution that the enclave told nothing of."""
-    return Result(b"", ErrorInfo(code, message), b"", wall_us=wall_us, cpu_us=0, heap_bytes=0, cold=False)
+    return Result(b"", ErrorInfo(code, message), b"", wall_us, 0, 0, 0, 0, cold=False, fetches=0)
 
 
 def error_of(id: UUID, error: ErrorInfo) -> ServiceError:

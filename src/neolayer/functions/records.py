@@ -1,12 +1,17 @@
 """Execution records on their way to PostgreSQL: a bounded write-behind buffer.
 
-A record is in memory for some tens of milliseconds. It is lost only if the process is killed in that time; an
+A record is in memory for about a tenth of a second. It is lost only if the process is killed in that time; an
 execution whose outcome must survive that is an asynchronous one.
 """
 
 import asyncio
+import contextlib
 import logging
+import re
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -26,8 +31,8 @@ CAPACITY_BYTES: Final = 64 * 1024 * 1024
 #: Of one COPY.
 BATCH: Final = 500
 BATCH_BYTES: Final = 4 * 1024 * 1024
-#: Records gather this long before they are written; seconds.
-GATHER_S: Final = 0.02
+#: Records gather this long before they are written, less when somebody asks for them; seconds.
+GATHER_S: Final = 0.1
 #: A buffer that stays full this long refuses; seconds.
 FULL_TIMEOUT_S: Final = 2.0
 LAST_WRITE_S: Final = 3.0
@@ -43,6 +48,7 @@ class ExecutionRecords:
         self._added = 0
         self._done = 0
         self._arrived = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._wrote = asyncio.Condition()
         UNWRITTEN.set_function(lambda: self._added - self._done)
 
@@ -78,6 +84,7 @@ class ExecutionRecords:
         target = self._added
         if self._done >= target:
             return
+        self._hurry.set()
         try:
             async with asyncio.timeout(FULL_TIMEOUT_S), self._wrote:
                 await self._wrote.wait_for(lambda: self._done >= target)
@@ -89,8 +96,11 @@ class ExecutionRecords:
         try:
             while True:
                 await self._arrived.wait()
-                await asyncio.sleep(GATHER_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER_S):
+                        await self._hurry.wait()
                 self._arrived.clear()
+                self._hurry.clear()
                 await self._write_all()
         finally:
             try:
@@ -143,13 +153,35 @@ class ExecutionRecords:
                     _log.error("execution %s cannot be recorded: %s", record.id, reason)
 
     async def _copy(self, records: list[ExecutionRecord]) -> None:
+        # A COPY is a transaction of its own, so one need not be begun and committed around it.
         async with (
-            self._database.transaction() as connection,
+            self._database.connection() as connection,
             connection.cursor() as cursor,
             cursor.copy(_SQL["copy_executions"]) as copy,
         ):
-            for record in records:
-                await copy.write_row(msgspec.structs.astuple(record))
+            # Text of our own: adapting fifteen values a row costs four times as much.
+            await copy.write("".join(map(_line, records)))
+
+
+def _line(record: ExecutionRecord) -> str:
+    """A row in the text format of COPY (PostgreSQL manual, "COPY", File Formats)."""
+    return "\t".join([_FORMATS[type(value)](value) for value in msgspec.structs.astuple(record)]) + "\n"
+
+
+def _text(value: str) -> str:
+    return value.translate(_ESCAPES) if _SPECIAL.search(value) else value
+
+
+_SPECIAL: Final = re.compile(r"[\\\t\n\r]")
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_FORMATS: Final[dict[type, Callable[[Any], str]]] = {
+    type(None): lambda _: r"\N",
+    bool: lambda value: "t" if value else "f",
+    int: str,
+    str: _text,
+    UUID: str,
+    datetime: str,
+}
 
 
 def error_json(code: str, message: str, stack: str) -> str:

@@ -2,20 +2,31 @@
 
 import asyncio
 import time
-from typing import Annotated, Final
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
 
-from neolayer.core.errors import InvalidRequest
+from neolayer.core.errors import InvalidRequest, ServiceError
 from neolayer.core.ids import uuid7
 from neolayer.core.names import TARGET
 from neolayer.core.types import Principal
-from neolayer.enclave import Enclave, EnclaveRefused, Load, OutcomeUnknown, Result
+from neolayer.enclave import (
+    Enclave,
+    EnclaveRefused,
+    EnclaveUnavailable,
+    HostFunction,
+    Load,
+    OutcomeUnknown,
+    Result,
+)
 from neolayer.functions.errors import DepthExceeded, TooManyCalls
 from neolayer.functions.host import MAX_NESTED, HostCalls
+from neolayer.functions.metrics import observe
 from neolayer.functions.model import Budget, Bundle, Call
-from neolayer.functions.outcome import count, error_of, failure, record_of
+from neolayer.functions.outcome import error_of, failure, record_of
 from neolayer.functions.records import ExecutionRecords
 from neolayer.functions.resolver import Resolver
 
@@ -34,13 +45,35 @@ class NestedRequest(msgspec.Struct, frozen=True):
 _decode_nested = msgspec.json.Decoder(NestedRequest).decode
 
 
+class Waiter(Protocol):
+    """Who waits for a call; told of its end once, from the event loop."""
+
+    def answered(self, execution: UUID, result: Result) -> None: ...
+
+    def failed(self, error: ServiceError) -> None:
+        """`ExecutionFailed`, or why it was not started, or `OutcomeUnknown`."""
+
+
 class Functions:
     def __init__(self, enclave: Enclave, resolver: Resolver, host: HostCalls, records: ExecutionRecords) -> None:
-        self._enclave = enclave
+        self.enclave = enclave
         self._host = host
         self._records = records
         self._bundles = resolver.bundles
         self._resolve = resolver.resolve
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Bundles on their way to the enclave.
+        self._loading: dict[str, asyncio.Future[None]] = {}
+
+    def ready(self, tenant_id: UUID, name: str) -> Bundle | None:
+        """What a name stands for, if a call of it can `start` at once."""
+        return None if self._records.full else self._bundles.get(tenant_id, name)
+
+    def start(
+        self, principal: Principal, bundle: Bundle, input: bytes, waiter: Waiter, *, alias: str | None = None
+    ) -> None:
+        """Send a call off; ``waiter`` is told of its end. Every call that ran is recorded, failed ones too."""
+        Invocation(self, principal, bundle, input, waiter, alias).start()
 
     async def invoke(self, principal: Principal, name: str, input: bytes) -> tuple[UUID, Result]:
         """Run what ``name`` stands for and record the execution, failed ones too.
@@ -50,19 +83,15 @@ class Functions:
             ExecutionFailed: the function failed; carries the execution's id.
             OutcomeUnknown: the enclave was lost while it ran.
             RecordsFull: the database takes no records.
+            EnclaveRefused: ``too_many_calls``, ``no_capacity``: it was not started.
         """
         tenant_id = principal.tenant_id
-        bundle = self._bundles.get(tenant_id, name)
-        if bundle is None:
-            bundle = await self._resolve(tenant_id, name)
+        bundle = self._bundles.get(tenant_id, name) or await self._resolve(tenant_id, name)
         if self._records.full:
             await self._records.reserve()
-        call = Call(principal, uuid7(), deadline_of(bundle), alias=alias_of(name))
-        result = await self.outcome(bundle, call, input)
-        self._record(bundle, call, result, input)
-        if result.error is not None:
-            raise error_of(call.id, result.error)
-        return call.id, result
+        waiter = _Awaited()
+        self.start(principal, bundle, input, waiter, alias=alias_of(name))
+        return await waiter.answer
 
     async def outcome(self, bundle: Bundle, call: Call, input: bytes) -> Result:
         """Run a bundle and record nothing. That the enclave was lost meanwhile is an outcome, too.
@@ -70,30 +99,35 @@ class Functions:
         Raises:
             ServiceError: it was not started.
         """
+        host = self.host_of(call)
+        limits = {"timeout_ms": bundle.limits.timeout_ms, "depth": call.depth}
         try:
-            result = await self._run(bundle, call, input)
+            try:
+                result = await self.enclave.invoke(bundle.id, call.id, input, host, **limits)
+            except EnclaveRefused as refusal:
+                if refusal.code != "not_loaded":
+                    raise
+                await self.load(bundle)
+                result = await self.enclave.invoke(bundle.id, call.id, input, host, **limits)
         except OutcomeUnknown as error:
             result = failure(error.code, error.detail)
         count(result)
         return result
 
-    async def _run(self, bundle: Bundle, call: Call, input: bytes) -> Result:
-        host = self._host.of_call(call, self._nested)
-        timeout_ms = bundle.limits.timeout_ms
-        try:
-            return await self._enclave.invoke(
-                bundle.tenant, bundle.id, str(call.id), input, host, timeout_ms=timeout_ms
-            )
-        except EnclaveRefused as refusal:
-            if refusal.code != "not_loaded":
-                raise
-        await self._load(bundle)
-        return await self._enclave.invoke(
-            bundle.tenant, bundle.id, str(call.id), input, host, timeout_ms=timeout_ms
-        )
+    def host_of(self, call: Call) -> HostFunction:
+        """What serves the function's own calls."""
+        return self._host.of_call(call, self._nested)
+
+    async def load(self, bundle: Bundle) -> None:
+        """Make a bundle known to the enclave; calls that need the same one at the same time share the request."""
+        loading = self._loading.get(bundle.id)
+        if loading is None:
+            loading = self._loading[bundle.id] = asyncio.ensure_future(self._load(bundle))
+            loading.add_done_callback(lambda _: self._loading.pop(bundle.id))
+        await asyncio.shield(loading)
 
     async def _load(self, bundle: Bundle) -> None:
-        await self._enclave.load(
+        await self.enclave.load(
             Load(
                 tenant=bundle.tenant,
                 bundle=bundle.id,
@@ -102,11 +136,18 @@ class Functions:
                 limits=bundle.limits,
                 secrets=bundle.secrets,
                 egress=bundle.egress,
+                isolation=bundle.isolation,
             )
         )
 
-    def _record(self, bundle: Bundle, call: Call, result: Result, input: bytes) -> None:
-        self._records.add(record_of(bundle, call, result, input))
+    def record(self, bundle: Bundle, call: Call, result: Result, input: bytes, created: datetime) -> None:
+        self._records.add(record_of(bundle, call, result, input, created=created))
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what a call cannot wait for where it is started."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # --- ctx.invoke -------------------------------------------------------------------------------------
 
@@ -136,7 +177,7 @@ class Functions:
             bundle = await self._resolve(principal.tenant_id, asked.name)
         if self._records.full:
             await self._records.reserve()
-        started = time.monotonic()
+        created, started = datetime.now(UTC), time.monotonic()
         call = Call(
             principal,
             uuid7(),
@@ -155,10 +196,118 @@ class Functions:
             wall_us = int((time.monotonic() - started) * 1e6)
             result = failure("timeout", "the time of the function that called it was over", wall_us=wall_us)
             count(result)
-        self._record(bundle, call, result, input)
+        self.record(bundle, call, result, input, created)
         if result.error is not None:
             raise error_of(call.id, result.error)
         return result.output
+
+
+class Invocation:
+    """One call of a function, from its start to its record; a `Call` of the enclave's client."""
+
+    __slots__ = (
+        "_alias",
+        "_bundle",
+        "_created",
+        "_execution",
+        "_functions",
+        "_host",
+        "_input",
+        "_principal",
+        "_reloaded",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        functions: Functions,
+        principal: Principal,
+        bundle: Bundle,
+        input: bytes,
+        waiter: Waiter,
+        alias: str | None,
+    ) -> None:
+        self._bundle = bundle
+        self._principal = principal
+        self._alias = alias
+        self._execution = uuid7()
+        #: Unix time.
+        self._created = time.time()
+        self._functions = functions
+        self._input = input
+        self._waiter = waiter
+        self._host: HostFunction | None = None
+        self._reloaded = False
+
+    def start(self) -> None:
+        if not self._send():
+            self._functions.later(self._load_and_start())
+
+    def _send(self) -> bool:
+        bundle = self._bundle
+        return self._functions.enclave.start(
+            bundle.id, self._execution, self._input, self, timeout_ms=bundle.limits.timeout_ms
+        )
+
+    async def _load_and_start(self) -> None:
+        try:
+            await self._functions.load(self._bundle)
+        except ServiceError as error:
+            self._waiter.failed(error)
+        else:
+            if not self._send():
+                self._waiter.failed(EnclaveUnavailable("the connection to the enclave was lost"))
+
+    def finished(self, result: Result) -> None:
+        self._record(result)
+        if result.error is None:
+            self._waiter.answered(self._execution, result)
+        else:
+            self._waiter.failed(error_of(self._execution, result.error))
+
+    def failed(self, error: ServiceError) -> None:
+        if error.code == "not_loaded" and not self._reloaded:
+            self._reloaded = True
+            self._functions.later(self._load_and_start())
+            return
+        if isinstance(error, OutcomeUnknown):
+            error.extra["execution"] = self._execution
+            self._record(failure(error.code, error.detail))
+        self._waiter.failed(error)
+
+    def _record(self, result: Result) -> None:
+        created = datetime.fromtimestamp(self._created, UTC)
+        self._functions.record(self._bundle, self._call(), result, self._input, created)
+        count(result)
+
+    def _call(self) -> Call:
+        deadline = time.monotonic() + self._created + self._bundle.limits.timeout_ms / 1000 - time.time()
+        return Call(self._principal, self._execution, deadline, alias=self._alias)
+
+    async def serve(self, name: str, argument: bytes) -> bytes:
+        if self._host is None:
+            self._host = self._functions.host_of(self._call())
+        return await self._host(name, argument)
+
+
+class _Awaited:
+    """Waits for one call."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[tuple[UUID, Result]] = asyncio.get_running_loop().create_future()
+
+    def answered(self, execution: UUID, result: Result) -> None:
+        if not self.answer.done():
+            self.answer.set_result((execution, result))
+
+    def failed(self, error: ServiceError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+def count(result: Result) -> None:
+    """Into the metrics."""
+    observe(result.error.code if result.error else "succeeded", result)
 
 
 def deadline_of(bundle: Bundle) -> float:

@@ -182,6 +182,10 @@ def _enclave(places: Places, mark: Mapping[str, str], settings: Settings) -> Par
     argv += ["--state", str(places.home / "enclave"), "--node", str(node)]
     if settings.egress_allow_private:
         argv.append("--egress-allow-private")
+    if not settings.opt_code_cache:
+        argv.append("--no-code-cache")
+    if not settings.opt_warm_up:
+        argv.append("--no-warm-up")
 
     async def launch() -> Command:
         places.enclave_socket.unlink(missing_ok=True)

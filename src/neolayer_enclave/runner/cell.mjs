@@ -2,30 +2,57 @@
 // inherited descriptors, the socket to the enclave and the black box. Ends when the socket closes.
 //
 // Bodies of the frames, integers little endian:
-//   LOAD     JSON {file, source, secrets, limits}          id: number of the bundle
+//   LOAD     u32 n | JSON {file, secrets, limits, isolation}, n bytes | program      id: number of the bundle
+//            program: u8 form (0 source, 1 checked, 2 exercised) | source, or u32 n | script, n bytes | V8's code cache
 //   UNLOAD   -                                             id: number of the bundle
-//   INVOKE   u32 bundle | u8 n | execution, n bytes | input   id: number of the call, as in all that follow
-//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | body of a response
+//   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | input   id: number of the call, as in all that follow
+//   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
-//   RESULT   u8 flags (1 cold, 2 failed) | u32 wall µs | u32 CPU µs | f64 heap bytes | u16 isolates | u32 n
-//            | output or [code, message, stack, retryable], n bytes | log lines joined by commas
-//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet, 4 functions.invoke) | JSON
+//   OPTIONS  u8 (1 keep code, 2 warm up) | code cache of the bootstrap, may be empty
+//   WARM     u32 bundle                                    id: of the request, as in WARMED
+//   SHRINK   u32 MB that idle isolates may hold
+//   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
+//            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
+//            | log lines joined by commas
+//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet, 4 functions.invoke) | JSON
+//            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
+//            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
 //   CHECKED  JSON null or {code, message, line, column}
+//   CODE     program                                       id: number of the bundle, or of the CHECK (form 1)
+//   LOADED   u8 why (0 a call, 1 warm, 2 worn) | u8 code (0 none, 1 used, 2 rejected) | 5 u32 µs   id: of the bundle
+//   FIRST    u32 µs of the first entry                     id: of the bundle
+//   UP       u32 µs since this process was started
+//   WARMED   u8 (0 failed, 1 made, 2 was there)
 
+import { isUtf8 } from 'node:buffer';
+import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
+import { Blank } from './realm.mjs';
+import { Redactor } from './redact.mjs';
 
 const WATCH_MS = 10;
 const MAX_OUTPUT_BYTES = 1_048_576;
 const MAX_ISOLATES = 64;
 // Of isolates in which nothing runs; half of what the enclave lets a cell hold beside its running functions.
 const MAX_IDLE_BYTES = 256 * 1024 * 1024;
-const RESULT_BYTES = 23;
+const RESULT_BYTES = 33;
 const CALL_BYTES = 5;
+// Kinds of CALL; these two carry a body.
+const SEND = 1, FETCH = 2, SUBTLE = 16;
+// Of an INVOKE, where the execution's id is, and where the input begins.
+const EXECUTION_AT = 5;
+const INPUT_AT = 21;
 const COLD = 1;
 const FAILED = 2;
+const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2;
+const KEEP_CODE = 1, WARM_UP = 2;
+const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
+const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
+// The limit of most functions: for such a one a blank isolate is made ahead.
+const BLANK_MB = 128;
 
 const bundles = new Map();
 const calls = new Map();
@@ -34,37 +61,81 @@ const isolates = new Set();
 const frames = new Frames(Number(process.argv[2]), receive);
 const blackbox = new BlackBox(Number(process.argv[3]));
 let watching = null;
+let warmsUp = false;
+let bootstrapCode = null;
+let blank = null;
 
 const runner = {
   blackbox,
+  keepsCode: false,
+  newCall,
+
+  watch() {
+    watching ??= setInterval(watch, WATCH_MS);
+  },
+
+  // A worn isolate serves until its successor is ready.
+  async replace(isolate, bundle) {
+    const successor = newIsolate(bundle);
+    const loaded = await load(successor, bundle, newCall(0, bundle.limits), WHY_WORN);
+    if (!loaded) return;
+    if (bundles.get(bundle.number) === bundle && bundle.isolate === isolate) bundle.isolate = successor;
+    else successor.retire();
+    isolate.retire();
+  },
+
+  produced(bundle) {
+    sendCode(FORM_EXERCISED, bundle.number, bundle);
+  },
+
+  first(bundle, ms) {
+    const body = Buffer.allocUnsafe(4);
+    body.writeUInt32LE(Math.round(ms * 1000), 0);
+    frames.send(FROM_CELL.FIRST, bundle.number, body);
+  },
 
   finish(call, error, output, logs) {
     call.over = true;
     calls.delete(call.id);
     call.isolate.calls.delete(call.id);
     for (const timer of call.timers.values()) clearTimeout(timer);
-    let text = Buffer.from(error === null ? output : JSON.stringify(error));
-    let failed = error !== null;
-    if (!failed && text.length > MAX_OUTPUT_BYTES) {
+    // A call that may have had an effect must not be repeated blindly.
+    if (error !== null && call.sent) error[3] = false;
+    if (error !== null || logs !== '') [error, logs] = redacted(call.bundle, error, logs);
+    let text = error === null ? output : JSON.stringify(error);
+    let bytes = Buffer.byteLength(text), failed = error !== null;
+    if (!failed && bytes > MAX_OUTPUT_BYTES) {
       failed = true;
-      text = Buffer.from(`["invalid_output","the output has more than ${MAX_OUTPUT_BYTES} bytes","",false]`);
+      text = `["invalid_output","the output has more than ${MAX_OUTPUT_BYTES} bytes","",false]`;
+      bytes = text.length;
     }
-    const head = Buffer.allocUnsafe(RESULT_BYTES);
-    head[0] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
-    head.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), 1);
-    head.writeUInt32LE(Math.round(call.cpuNs / 1000), 5);
-    head.writeDoubleLE(call.isolate.heapBytes, 9);
-    head.writeUInt16LE(isolates.size, 17);
-    head.writeUInt32LE(text.length, 19);
-    if (logs === '') frames.send(FROM_CELL.RESULT, call.id, head, text);
-    else frames.send(FROM_CELL.RESULT, call.id, head, text, Buffer.from(logs));
+    const { heapBytes } = call.isolate;
+    const body = Buffer.allocUnsafe(RESULT_BYTES + bytes);
+    body[0] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
+    body.writeUInt16LE(call.fetches, 1);
+    body.writeUInt16LE(isolates.size, 3);
+    body.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), 5);
+    body.writeUInt32LE(Math.round(call.cpuNs / 1000), 9);
+    body.writeDoubleLE(heapBytes, 13);
+    body.writeDoubleLE(Math.max(call.peakHeapBytes, heapBytes), 21);
+    body.writeUInt32LE(bytes, 29);
+    body.utf8Write(text, RESULT_BYTES);
+    if (logs === '') frames.send(FROM_CELL.RESULT, call.id, body);
+    else frames.send(FROM_CELL.RESULT, call.id, body, Buffer.from(logs));
   },
 
-  ask(call, seq, kind, text) {
-    const head = Buffer.allocUnsafe(CALL_BYTES);
+  // form: of the body, 't' text, 'b' bytes as one character each, '-' none.
+  ask(call, seq, kind, text, form, body) {
+    const json = Buffer.from(text);
+    const carries = kind === FETCH || kind === SUBTLE;
+    const head = Buffer.allocUnsafe(carries ? CALL_BYTES + 4 : CALL_BYTES);
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
-    frames.send(FROM_CELL.CALL, call.id, head, Buffer.from(text));
+    if (kind === FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
+    else if (kind === SEND) call.sent = true;
+    if (carries) head.writeUInt32LE(json.length, CALL_BYTES);
+    if (form === '-') frames.send(FROM_CELL.CALL, call.id, head, json);
+    else frames.send(FROM_CELL.CALL, call.id, head, json, Buffer.from(body, form === 't' ? 'utf8' : 'latin1'));
   },
 
   timer(call, seq, ms) {
@@ -92,39 +163,108 @@ function receive(kind, id, data, at, end) {
   switch (kind) {
     case TO_CELL.INVOKE: invoke(id, data, at, end); break;
     case TO_CELL.DELIVER: deliver(id, data, at, end); break;
-    case TO_CELL.LOAD: bundles.set(id, { number: id, isolate: null, ...JSON.parse(data.toString('utf8', at, end)) }); break;
+    case TO_CELL.LOAD: bundles.set(id, bundleOf(id, data, at, end)); break;
     case TO_CELL.UNLOAD: unload(id); break;
     case TO_CELL.CANCEL: cancel(id); break;
     case TO_CELL.CHECK: check(id, JSON.parse(data.toString('utf8', at, end))); break;
+    case TO_CELL.OPTIONS: setOptions(data, at, end); break;
+    case TO_CELL.WARM: warm(id, data.readUInt32LE(at)); break;
+    case TO_CELL.SHRINK: shrink(data.readUInt32LE(at) * 1024 * 1024); break;
     default: throw new Error(`unknown frame ${kind}`);
   }
 }
 
 function invoke(id, data, at, end) {
   const bundle = bundles.get(data.readUInt32LE(at));
-  const executionEnd = at + 5 + data[at + 4];
   const call = newCall(id, bundle.limits);
-  call.execution = data.utf8Slice(at + 5, executionEnd);
-  call.input = data.utf8Slice(executionEnd, end);
+  call.execution = uuid(data.hexSlice(at + EXECUTION_AT, at + INPUT_AT));
+  call.input = data.utf8Slice(at + INPUT_AT, end);
   let isolate = bundle.isolate;
-  if (isolate === null || isolate.retired) {
-    call.cold = true;
-    isolate = bundle.isolate = newIsolate(bundle);
-    isolate.open(call);
-  }
-  isolate.lastUsed = call.started;
+  call.cold = isolate === null || isolate.retired;
+  if (call.cold) isolate = bundle.isolate = newIsolate(bundle);
+  isolate.use(call.started);
   call.isolate = isolate;
+  call.bundle = bundle;
   calls.set(id, call);
   isolate.start(call);
-  watching ??= setInterval(watch, WATCH_MS);
+  if (call.cold) load(isolate, bundle, call, WHY_CALL);
+  runner.watch();
+}
+
+async function load(isolate, bundle, call, why) {
+  runner.watch();
+  const hadCode = bundle.code !== null;
+  const loaded = await isolate.open(call);
+  if (loaded) {
+    const body = Buffer.allocUnsafe(2 + 4 * isolate.phasesMs.length);
+    body[0] = why;
+    body[1] = hadCode ? (isolate.codeRejected ? 2 : 1) : 0;
+    isolate.phasesMs.forEach((ms, index) => body.writeUInt32LE(Math.round(ms * 1000), 2 + 4 * index));
+    frames.send(FROM_CELL.LOADED, bundle.number, body);
+  }
+  return loaded;
+}
+
+async function warm(id, number) {
+  const bundle = bundles.get(number);
+  let outcome = WARM_WAS_THERE;
+  if (bundle.isolate === null || bundle.isolate.retired) {
+    const isolate = bundle.isolate = newIsolate(bundle);
+    const loaded = await load(isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
+    outcome = loaded ? WARM_MADE : WARM_FAILED;
+  }
+  frames.send(FROM_CELL.WARMED, id, Buffer.of(outcome));
+}
+
+function bundleOf(number, data, at, end) {
+  const headAt = at + 4, programAt = headAt + data.readUInt32LE(at), textAt = programAt + 5;
+  const head = JSON.parse(data.utf8Slice(headAt, programAt));
+  const form = data[programAt];
+  const bundle = { number, isolate: null, source: '', text: null, code: null, exercised: form === FORM_EXERCISED, ...head };
+  if (form === FORM_SOURCE) {
+    bundle.source = data.utf8Slice(programAt + 1, end);
+  } else {
+    const textEnd = textAt + data.readUInt32LE(programAt + 1);
+    bundle.text = data.utf8Slice(textAt, textEnd);
+    bundle.code = Buffer.from(data.subarray(textEnd, end));
+  }
+  return bundle;
+}
+
+function sendCode(form, id, { text, code }) {
+  const script = Buffer.from(text);
+  const head = Buffer.allocUnsafe(5);
+  head[0] = form;
+  head.writeUInt32LE(script.length, 1);
+  frames.send(FROM_CELL.CODE, id, head, script, code);
+}
+
+function setOptions(data, at, end) {
+  runner.keepsCode = (data[at] & KEEP_CODE) !== 0;
+  warmsUp = (data[at] & WARM_UP) !== 0;
+  if (end > at + 1) bootstrapCode = data.buffer.slice(data.byteOffset + at + 1, data.byteOffset + end);
+  makeBlank();
+}
+
+function makeBlank() {
+  if (warmsUp) blank ??= new Blank(BLANK_MB, bootstrapCode);
 }
 
 function deliver(id, data, at, end) {
   const call = calls.get(id);
   if (call === undefined) return;
   const textAt = at + 9, bodyAt = textAt + data.readUInt32LE(at + 5);
-  const text = data.utf8Slice(textAt, bodyAt);
-  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, data.utf8Slice(bodyAt, end)]);
+  const text = data.utf8Slice(textAt, bodyAt), body = content(data.subarray(bodyAt, end));
+  call.isolate.enter(call, 'deliver', [id, data.readUInt32LE(at), data[at + 4] === 1, text, body]);
+}
+
+// As it goes into the isolate: what is UTF-8 as a string, since strings are what most functions read; anything else as
+// an ArrayBuffer, without a further copy.
+function content(bytes) {
+  if (isUtf8(bytes)) return bytes.utf8Slice();
+  const memory = new ArrayBuffer(bytes.length);
+  new Uint8Array(memory).set(bytes);
+  return new ivm.ExternalCopy(memory, { transferList: [memory] }).copyInto({ release: true, transferIn: true });
 }
 
 function cancel(id) {
@@ -143,10 +283,12 @@ function unload(number) {
 }
 
 async function check(id, source) {
-  const isolate = newIsolate({ number: 0, secrets: '{}', ...source });
-  watching ??= setInterval(watch, WATCH_MS);
+  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, ...source };
+  const isolate = newIsolate(bundle);
+  runner.watch();
   const wrong = await isolate.check(newCall(id, source.limits));
   isolates.delete(isolate);
+  if (bundle.code !== null) sendCode(FORM_CHECKED, id, bundle);
   frames.send(FROM_CELL.CHECKED, id, Buffer.from(JSON.stringify(wrong && {
     code: wrong.code, message: wrong.message, line: wrong.line, column: wrong.column,
   })));
@@ -156,35 +298,75 @@ function newCall(id, limits) {
   const now = performance.now();
   return {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
-    cold: false, over: false, execution: '', input: '', isolate: null, timers: new Map(), streamed: [],
+    cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
+    realm: null, timers: new Map(), streamed: [],
+    // Of the isolate, seen between entries while the call ran; what is between two looks stays unseen.
+    peakHeapBytes: 0,
   };
 }
 
+function uuid(hex) {
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+}
+
+// Error and logs of a call without the values of its function's secrets.
+function redacted(bundle, error, logs) {
+  if (bundle.redactor === undefined) bundle.redactor = Redactor.of(bundle.secrets);
+  const { redactor } = bundle;
+  if (redactor === null) return [error, logs];
+  return [error === null ? null : redactor.error(error), logs === '' ? '' : redactor.logs(logs)];
+}
+
 function newIsolate(bundle) {
-  if (isolates.size >= MAX_ISOLATES) endLeastRecentlyUsed();
-  const isolate = new FunctionIsolate(bundle, runner);
+  if (isolates.size >= MAX_ISOLATES) endLeastWorth();
+  let fresh = blank;
+  if (fresh?.memoryMb === bundle.limits.memory_mb) {
+    blank = null;
+    // It was made off the way of this call.
+    fresh.isolateMs = fresh.contextMs = 0;
+  } else {
+    fresh = new Blank(bundle.limits.memory_mb, bootstrapCode);
+  }
+  const isolate = new FunctionIsolate(bundle, runner, fresh);
   isolates.add(isolate);
   return isolate;
 }
 
-function endLeastRecentlyUsed() {
-  let oldest = null;
+// Kept is what saves most time for its memory; without warm-up, what was used last.
+function endLeastWorth() {
+  const now = performance.now();
+  let least = null, leastWorth = Infinity;
   for (const isolate of isolates) {
-    if (isolate.idle && (oldest === null || isolate.lastUsed < oldest.lastUsed)) oldest = isolate;
+    if (!isolate.idle) continue;
+    const worth = warmsUp ? isolate.worth(now) : isolate.lastUsed;
+    if (worth < leastWorth) {
+      least = isolate;
+      leastWorth = worth;
+    }
   }
-  oldest?.retire();
-  return oldest;
+  least?.retire();
+  return least;
+}
+
+// Ends idle isolates until the others hold no more than that.
+function shrink(mostBytes) {
+  let idleBytes = 0;
+  for (const isolate of isolates) if (isolate.idle) idleBytes += isolate.heapBytes;
+  while (idleBytes > mostBytes) idleBytes -= endLeastWorth().heapBytes;
 }
 
 function watch() {
-  let idleBytes = 0;
-  for (const isolate of isolates) if (isolate.idle) idleBytes += isolate.heapBytes;
-  while (idleBytes > MAX_IDLE_BYTES) idleBytes -= endLeastRecentlyUsed().heapBytes;
+  shrink(MAX_IDLE_BYTES);
   if (isolates.size === 0 || [...isolates].every((isolate) => isolate.idle)) {
     clearInterval(watching);
     watching = null;
+    makeBlank();
     return;
   }
   const now = performance.now();
   for (const isolate of isolates) isolate.watch(now);
 }
+
+const up = Buffer.allocUnsafe(4);
+up.writeUInt32LE(Math.round(performance.now() * 1000), 0);
+frames.send(FROM_CELL.UP, 0, up);

@@ -1,66 +1,80 @@
-// From an author's source to a module whose default export is the function.
+// From an author's source to a compiled script.
 
-// A plain `function main` is exported by a line behind the source, so that all positions stay the author's.
-const EPILOGUE = "\n;export default typeof main === 'function' ? main : undefined;";
-const POSITION = /^(.*) \[[^\]]*?:(\d+):(\d+)\]$/s;
+import ivm from 'isolated-vm';
+import { InvalidFunction, syntaxError } from './errors.mjs';
 
-export class InvalidFunction extends Error {
-  constructor(code, message, { stack = '', line = null, column = null } = {}) {
-    // Lone surrogates cannot leave: what reads our messages knows UTF-8 only.
-    super(String(message).toWellFormed());
-    this.code = code;
-    this.stack = stack.toWellFormed();
-    this.line = line;
-    this.column = column;
-  }
-}
+// Of the line that the script's prologue takes, see script.mjs.
+const LINE_OFFSET = -1;
 
-// Throws InvalidFunction `syntax_error` with a 1-based position, or `import_not_supported`.
-export async function compile(isolate, source, file) {
-  const module = await compileEither(isolate, source, file);
-  const [specifier] = module.dependencySpecifiers;
-  if (specifier !== undefined) {
-    throw new InvalidFunction('import_not_supported', `cannot import '${specifier}': a function is one file`);
-  }
-  return module;
-}
-
-async function compileEither(isolate, source, file) {
-  const options = { filename: file };
-  if (!/\bexport\b/.test(source)) {
-    // Most often right at once; a wrong source is compiled again to learn the position without the epilogue.
-    const module = await isolate.compileModule(source + EPILOGUE, options).catch(ignoreSyntax);
-    if (module) return module;
-  }
-  let plain;
+// Returns the script's text for a source in JavaScript or erasable TypeScript. What parses as JavaScript is
+// JavaScript. Throws InvalidFunction `syntax_error` or `typescript_not_erasable` with a 1-based position, or
+// `import_not_supported`.
+export async function prepare(isolate, source, file) {
+  let module = source;
   try {
-    plain = await isolate.compileModule(source, options);
+    await checkModule(isolate, module, file);
+  } catch (error) {
+    if (error.code !== 'syntax_error') throw error;
+    module = await erased(source, error);
+    await checkModule(isolate, module, file);
+  }
+  const { toScript } = await import('./script.mjs');
+  return toScript(module);
+}
+
+// Returns an unbound script. `cached` is a Buffer of V8's code cache, or null; `script.cachedDataRejected` tells when
+// it does not fit. `here`: on this thread.
+export async function compile(isolate, text, file, cached, here) {
+  const options = { filename: file, lineOffset: LINE_OFFSET };
+  if (cached !== null) options.cachedData = new ivm.ExternalCopy(toArrayBuffer(cached));
+  try {
+    return here ? isolate.compileScriptSync(text, options) : await isolate.compileScript(text, options);
   } catch (error) {
     throw syntaxError(error);
   }
-  return (await isolate.compileModule(source + EPILOGUE, options).catch(ignoreSyntax)) ?? plain;
 }
 
-// With an `export default` of the author's own the epilogue is a duplicate.
-function ignoreSyntax(error) {
-  if (!(error instanceof SyntaxError)) throw error;
+// V8's code cache of a script that was compiled in this isolate, with the functions that have run since.
+export async function codeOf(isolate, text, file) {
+  const options = { filename: file, lineOffset: LINE_OFFSET, produceCachedData: true };
+  const script = await isolate.compileScript(text, options);
+  const code = script.cachedData.copy();
+  script.release();
+  return Buffer.from(code);
 }
 
-function syntaxError(error) {
-  if (!(error instanceof SyntaxError)) return error;
-  const [, message, line, column] = POSITION.exec(error.message) ?? [];
-  if (message === undefined) return new InvalidFunction('syntax_error', error.message);
-  return new InvalidFunction('syntax_error', message, { line: Number(line), column: Number(column) });
+async function checkModule(isolate, module, file) {
+  const compiled = await compileModule(isolate, module, file);
+  const [specifier] = compiled.dependencySpecifiers;
+  compiled.release();
+  if (specifier !== undefined) {
+    throw new InvalidFunction('import_not_supported', `cannot import '${specifier}': a function is one file`);
+  }
 }
 
-// An error of the function's top level as it came out of the isolate: only its own frames are kept.
-export function loadingError(error, file) {
-  const frames = String(error.stack).split('\n').filter((line) => line.includes(`(${file}:`) || line.includes(` ${file}:`));
-  const [, line, column] = /:(\d+):(\d+)\)?$/.exec(frames[0] ?? '') ?? [];
-  const message = error.name === 'Error' || !error.name ? String(error.message) : `${error.name}: ${error.message}`;
-  return new InvalidFunction('invalid_function', message, {
-    stack: [`${error.name}: ${error.message}`, ...frames].join('\n'),
-    line: line ? Number(line) : null,
-    column: column ? Number(column) : null,
-  });
+async function compileModule(isolate, module, file) {
+  try {
+    return await isolate.compileModule(module, { filename: file });
+  } catch (error) {
+    throw syntaxError(error);
+  }
+}
+
+// Of a source that is neither JavaScript nor TypeScript, the parser that came further knows better what is wrong.
+async function erased(source, asJavaScript) {
+  const { eraseTypes } = await import('./typescript.mjs');
+  try {
+    return eraseTypes(source);
+  } catch (asTypeScript) {
+    if (asTypeScript.code === 'typescript_not_erasable') throw asTypeScript;
+    throw isFurther(asTypeScript, asJavaScript) ? asTypeScript : asJavaScript;
+  }
+}
+
+function isFurther(one, other) {
+  return one.line > other.line || (one.line === other.line && one.column > other.column);
+}
+
+function toArrayBuffer(buffer) {
+  return buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.length);
 }

@@ -3,8 +3,8 @@
 
 import { Socket } from 'node:net';
 
-export const TO_CELL = { LOAD: 1, UNLOAD: 2, INVOKE: 3, DELIVER: 4, CANCEL: 5, CHECK: 6 };
-export const FROM_CELL = { RESULT: 16, CALL: 17, CHECKED: 18 };
+export const TO_CELL = { LOAD: 1, UNLOAD: 2, INVOKE: 3, DELIVER: 4, CANCEL: 5, CHECK: 6, OPTIONS: 32, WARM: 33, SHRINK: 34 };
+export const FROM_CELL = { RESULT: 16, CALL: 17, CHECKED: 18, CODE: 48, LOADED: 49, FIRST: 50, WARMED: 51, UP: 52 };
 
 const HEADER_BYTES = 9;
 const LENGTH_BYTES = 4;

@@ -4,20 +4,30 @@
 // other, so the CPU time between start and end of an entry is counted to the call on whose behalf it was made. A
 // function whose entries are quick is entered on the main thread (about 5 µs); any other on a thread of isolated-vm's
 // pool (about 100 µs), where it does not keep the tenant's other functions from running.
+//
+// With isolation "version" all calls share one realm. With "call" each has a fresh one, the next of which is made
+// while nothing else runs; what the last one left behind ends with its realm.
 
-import { readFileSync } from 'node:fs';
-import ivm from 'isolated-vm';
-import { InvalidFunction, compile, loadingError } from './compile.mjs';
+import { codeOf, compile, prepare } from './compile.mjs';
+import { InvalidFunction } from './errors.mjs';
+import { Realm } from './realm.mjs';
 
-const BOOTSTRAP = readFileSync(new URL('./bootstrap.js', import.meta.url), 'utf8');
-const BOOTSTRAP_FILE = 'neolayer:bootstrap';
-const ENTRIES = ['install', 'run', 'deliver', 'fire', 'forget', 'take'];
 const QUICK_NS = 2e6;
 // After a slow entry so many quick ones earn the main thread again.
 const PROBATION = 10;
 // For entries that run no code of the author.
 const OWN_MS = 50;
 const HEAP_SAMPLE_MS = 10;
+const GAP_WEIGHT = 0.2;
+// What an isolate takes with nothing in it.
+const LEAST_BYTES = 2 * 1024 * 1024;
+// Texts to compile on the main thread: that takes less than twice the hop to another one.
+const SMALL_TEXT = 16_384;
+// A function has shown what it uses after so many calls; one that never rests, after the larger number.
+const EXERCISED_CALLS = 10, EXERCISED_UNDER_LOAD = 200;
+const MAX_CODE_BYTES = 4 * 1024 * 1024;
+// An isolate is replaced when it holds this part of its limit or has served so many calls; a young one is not.
+const WATERMARK = 0.75, MAX_CALLS = 100_000, YOUNG_CALLS = 20;
 // isolated-vm's own texts.
 const TIMED_OUT = 'Script execution timed out.';
 const OUT_OF_MEMORY = 'Isolate was disposed during execution due to memory limit';
@@ -25,54 +35,79 @@ const OUT_OF_MEMORY = 'Isolate was disposed during execution due to memory limit
 export class FunctionIsolate {
   calls = new Map();
   lastUsed = 0;
+  // Between calls; a running mean.
+  gapMs = 0;
+  served = 0;
   // No new calls come in; it ends with its last call.
   retired = false;
+  // A successor is on its way.
+  replaced = false;
   heapBytes = 0;
+  // Of the load: isolate, context, prepare, compile, evaluate.
+  phasesMs = [0, 0, 0, 0, 0];
+  codeRejected = false;
 
   #bundle;
   #runner;
   #isolate;
-  #entries = null;
+  #bootstrap;
+  #script = null;
+  // Shared by all calls, or the next call's own.
+  #realm;
   // Loading is over, well or not.
   #loaded = false;
   #waiting = [];
+  // What has to wait until nobody is inside: functions.
   #queue = [];
   // The call whose entry runs on another thread, and the isolate's CPU time when it began.
   #entered = null;
   #mark = 0;
   #cpuSeen = 0;
+  // Another thread is inside, for us.
+  #producing = false;
+  #makingRealm = false;
   // The main thread is open to it from 0 on.
   #credit = -1;
   #heapSampled = 0;
+  #firstBegun = 0;
   // The limit by which the watchdog ended it.
   #ended = null;
 
-  // bundle: { number, file, source, secrets, limits }. runner: blackbox, finish(call, error, output, logs),
-  // ask(call, seq, kind, text), timer(call, seq, ms), clearTimer(call, seq), flush(), closed(isolate).
-  constructor(bundle, runner) {
+  // bundle: { number, file, source, text, code, exercised, secrets, limits, isolation }, of which `text` (the script),
+  // `code` (its code cache) and `exercised` are filled in. blank: a Blank with the bundle's memory limit.
+  // runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
+  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(), watch(),
+  // closed(isolate), replace(isolate, bundle), produced(bundle), first(bundle, ms).
+  constructor(bundle, runner, blank) {
     this.#bundle = bundle;
     this.#runner = runner;
-    this.#isolate = new ivm.Isolate({ memoryLimit: bundle.limits.memory_mb });
+    this.#isolate = blank.isolate;
+    this.#bootstrap = blank.bootstrap;
+    this.#realm = blank.realm;
+    this.phasesMs[0] = blank.isolateMs;
+    this.phasesMs[1] = blank.contextMs;
   }
 
-  // Loads the function at the expense of `call`, then starts the calls that came meanwhile.
+  // Loads the function at the expense of `call`, then starts the calls that came meanwhile. Tells whether it did.
   async open(call) {
     try {
       await this.#load(call);
     } catch (error) {
       this.#loaded = true;
       this.#notLoaded(call, error);
-      return;
+      return false;
     }
     this.#loaded = true;
-    for (const waiting of this.#waiting.splice(0)) if (!waiting.over) this.start(waiting);
+    for (const waiting of this.#waiting.splice(0)) if (!waiting.over) this.#run(waiting);
     if (this.retired) this.retire();
+    return true;
   }
 
   // Loads the function and throws it away. Returns null, or the InvalidFunction that says what is wrong.
   async check(call) {
     try {
       await this.#load(call);
+      if (this.#runner.keepsCode) this.#bundle.code = await codeOf(this.#isolate, this.#bundle.text, this.#bundle.file);
       return null;
     } catch (error) {
       if (error instanceof InvalidFunction) return error;
@@ -84,12 +119,37 @@ export class FunctionIsolate {
 
   start(call) {
     this.calls.set(call.id, call);
-    if (this.#entries === null) this.#waiting.push(call);
-    else this.enter(call, 'run', [call.id, call.execution, call.input]);
+    if (this.#loaded) this.#run(call);
+    else this.#waiting.push(call);
+  }
+
+  // `now` as of performance.now().
+  use(now) {
+    const gap = this.lastUsed > 0 ? now - this.lastUsed : 0;
+    this.gapMs = this.gapMs === 0 ? gap : this.gapMs + GAP_WEIGHT * (gap - this.gapMs);
+    this.lastUsed = now;
+  }
+
+  // Time that keeping it is likely to save, per byte. One that stays unused longer than before is used less from now on.
+  worth(now) {
+    const rebuildMs = this.phasesMs.reduce((sum, ms) => sum + ms);
+    return rebuildMs / Math.max(this.gapMs, now - this.lastUsed, 1) / Math.max(this.heapBytes, LEAST_BYTES);
+  }
+
+  #run(call) {
+    if (this.#firstBegun === 0) this.#firstBegun = performance.now();
+    call.realm = this.#realm;
+    if (this.#bundle.isolation === 'call') this.#realm = null;
+    if (call.realm === null) {
+      this.#waiting.push(call);
+      this.#makeRealm();
+    } else {
+      this.enter(call, 'run', [call.id, call.execution, call.input]);
+    }
   }
 
   enter(call, entry, values) {
-    if (this.#entered !== null) this.#queue.push([call, entry, values]);
+    if (this.#busy) this.#queue.push(() => !call.over && this.enter(call, entry, values));
     else if (call.cpuNs > call.cpuLimitNs) this.#fail('cpu_limit', call);
     else if (this.#credit >= 0) this.#enterHere(call, entry, values);
     else this.#enterOnThread(call, entry, values);
@@ -104,7 +164,7 @@ export class FunctionIsolate {
     }
     for (const call of this.calls.values()) {
       if (now <= call.deadline || call === entered) continue;
-      this.#runner.finish(call, limitError('timeout', this.#bundle), '', this.#forget(call));
+      this.#over(call, limitError('timeout', this.#bundle), '', this.#forget(call));
       this.retire();
     }
   }
@@ -116,12 +176,17 @@ export class FunctionIsolate {
     } else {
       this.#forget(call);
       this.calls.delete(call.id);
+      this.#leaveRealm(call);
       this.retire();
     }
   }
 
   get idle() {
-    return this.#loaded && this.calls.size === 0 && this.#entered === null;
+    return this.#loaded && this.calls.size === 0 && !this.#busy && !this.#makingRealm;
+  }
+
+  get #busy() {
+    return this.#entered !== null || this.#producing;
   }
 
   dispose() {
@@ -129,43 +194,91 @@ export class FunctionIsolate {
   }
 
   async #load(call) {
-    const { file, source, secrets } = this.#bundle;
-    const isolate = this.#isolate;
-    const context = await isolate.createContext();
-    const script = await isolate.compileScript(BOOTSTRAP, { filename: BOOTSTRAP_FILE });
-    const bootstrap = await script.run(context, { reference: true });
-    const streamLog = new ivm.Callback((id, line) => this.calls.get(id)?.streamed.push(line), { ignored: true });
-    const made = await bootstrap.apply(undefined, [streamLog, file, secrets], { result: { reference: true } });
-    const entries = {};
-    for (const name of ENTRIES) entries[name] = made.getSync(name, { reference: true });
-    const module = await compile(isolate, source, file);
-    await module.instantiate(context, (specifier) => {
-      throw new InvalidFunction('import_not_supported', `cannot import '${specifier}': a function is one file`);
-    });
+    const { file } = this.#bundle;
+    let at = performance.now();
+    const lap = (phase) => {
+      const now = performance.now();
+      this.phasesMs[phase] += now - at;
+      at = now;
+    };
+    if (this.#bundle.text === null) {
+      this.#bundle.text = await prepare(this.#isolate, this.#bundle.source, file);
+      this.#bundle.source = '';
+    }
+    lap(2);
+    this.#script = await this.#compile();
+    lap(3);
+    await this.#fill(this.#realm, call);
+    lap(4);
+  }
+
+  async #compile() {
+    const { text, file, code } = this.#bundle;
+    const here = code !== null || text.length < SMALL_TEXT;
+    const script = await compile(this.#isolate, text, file, code, here);
+    if (code !== null && script.cachedDataRejected) {
+      this.codeRejected = true;
+      this.#bundle.code = null;
+      this.#bundle.exercised = false;
+    }
+    return script;
+  }
+
+  // Brings the function into a realm at the expense of `call`.
+  async #fill(realm, call) {
+    const { file, secrets } = this.#bundle;
+    realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
     const slot = this.#begin(call);
     try {
-      await module.evaluate({ timeout: this.#entryMs(call) });
-    } catch (error) {
-      if (isolate.isDisposed || error?.message === TIMED_OUT) throw error;
-      throw loadingError(error, file);
+      await realm.evaluate(this.#script, this.#entryMs(call));
     } finally {
       call.cpuNs += this.#leave(slot);
     }
-    const entry = await defaultExport(module);
-    if (entry?.typeof !== 'function') {
-      throw new InvalidFunction(
-        'no_entry_point',
-        'the source has neither `export default function …` nor a top-level `function main`',
-      );
+    realm.check(file);
+  }
+
+  // For the next call; the first one that waits pays for it.
+  #makeRealm() {
+    if (this.#makingRealm || this.#realm !== null || this.retired && this.#waiting.length === 0) return;
+    if (this.#busy) {
+      this.#queue.push(() => this.#makeRealm());
+      return;
     }
-    await entries.install.apply(undefined, [entry.derefInto()]);
-    this.#entries = entries;
+    this.#makingRealm = true;
+    this.#runner.watch();
+    this.#realmMade(this.#waiting.find(({ over }) => !over) ?? this.#runner.newCall(0, this.#bundle.limits));
+  }
+
+  async #realmMade(payer) {
+    let realm = null, failure = null;
+    try {
+      realm = new Realm(this.#isolate, this.#bootstrap);
+      await this.#fill(realm, payer);
+    } catch (error) {
+      failure = error;
+    }
+    this.#makingRealm = false;
+    if (failure !== null && !(failure instanceof InvalidFunction)) {
+      this.#fail(this.#codeOf(payer, failure), payer);
+      return;
+    }
+    const waiting = this.#waiting.filter(({ over }) => !over);
+    this.#waiting = [];
+    if (failure === null) this.#realm = realm;
+    else if (waiting.length > 0) this.#over(waiting.shift(), ['invalid_function', failure.message, failure.stack, false], '', '');
+    for (const call of waiting) this.#run(call);
+    this.#next();
+    if (this.retired) this.retire();
+  }
+
+  #next() {
+    while (!this.#busy && this.#queue.length > 0) this.#queue.shift()();
   }
 
   #notLoaded(call, error) {
     if (error instanceof InvalidFunction) {
       const shown = ['invalid_function', error.message, error.stack, false];
-      for (const waiting of [...this.calls.values()]) this.#runner.finish(waiting, shown, '', '');
+      for (const waiting of [...this.calls.values()]) this.#over(waiting, shown, '', '');
       this.retire();
     } else {
       this.#fail(this.#codeOf(call, error), call);
@@ -178,7 +291,7 @@ export class FunctionIsolate {
     const before = this.#cpuTime();
     let failure = null;
     try {
-      this.#entries[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMs(call) });
+      call.realm[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMs(call) });
     } catch (error) {
       failure = error;
     }
@@ -193,12 +306,9 @@ export class FunctionIsolate {
     const slot = this.#begin(call);
     const settle = (failure) => {
       this.#after(call, this.#leave(slot), failure);
-      while (this.#entered === null && this.#queue.length > 0) {
-        const [next, ...rest] = this.#queue.shift();
-        if (!next.over) this.enter(next, ...rest);
-      }
+      this.#next();
     };
-    this.#entries[entry]
+    call.realm[entry]
       .apply(undefined, [true, ...values], { timeout: this.#entryMs(call) })
       .then(() => settle(null), settle);
   }
@@ -218,25 +328,29 @@ export class FunctionIsolate {
 
   #after(call, cpuNs, failure) {
     call.cpuNs += cpuNs;
+    if (this.#firstBegun > 0) {
+      this.#runner.first(this.#bundle, performance.now() - this.#firstBegun);
+      this.#firstBegun = -1;
+    }
     this.#credit = cpuNs < QUICK_NS ? Math.min(this.#credit + 1, 0) : -PROBATION;
     if (failure !== null) {
       this.#broken(call, failure);
       return;
     }
     this.#sampleHeap();
-    this.#drain(this.#entries.take.applySync());
+    this.#drain(call.realm, call.realm.take.applySync());
   }
 
   #broken(call, failure) {
     if (!this.#isolate.isDisposed) {
       if (failure?.message !== TIMED_OUT) {
         // The author's code left too little stack for ours to catch what it threw.
-        this.#runner.finish(call, ['function_error', String(failure?.message), '', false], '', this.#forget(call));
+        this.#over(call, ['function_error', String(failure?.message), '', false], '', this.#forget(call));
         return;
       }
       // What it did before it ran on and on still counts. Left-over microtasks get OWN_MS to go on, then it ends.
       try {
-        this.#drain(this.#entries.take.applySync(undefined, [], { timeout: OWN_MS }));
+        this.#drain(call.realm, call.realm.take.applySync(undefined, [], { timeout: OWN_MS }));
       } catch {
         // they ran on
       }
@@ -259,7 +373,7 @@ export class FunctionIsolate {
     this.dispose();
     for (const call of [...this.calls.values()]) {
       const guilty = call === culprit || code === 'memory_limit';
-      this.#runner.finish(call, limitError(guilty ? code : 'cell_crashed', this.#bundle), '', call.streamed.join());
+      this.#over(call, limitError(guilty ? code : 'cell_crashed', this.#bundle), '', call.streamed.join());
     }
     this.retire();
   }
@@ -280,20 +394,20 @@ export class FunctionIsolate {
 
   // Takes a call out of the isolate; returns its log lines. Another call's entry is not waited for.
   #forget(call) {
-    if (this.#entries === null || this.#entered !== null || this.#isolate.isDisposed) return call.streamed.join();
+    if (call.realm === null || this.#busy || this.#isolate.isDisposed) return call.streamed.join();
     try {
-      return this.#entries.forget.applySync(undefined, [call.id], { timeout: OWN_MS });
+      return call.realm.forget.applySync(undefined, [call.id], { timeout: OWN_MS });
     } catch {
       return call.streamed.join();
     }
   }
 
-  // Acts on the messages described in bootstrap.js.
-  #drain(text) {
+  // Acts on the messages described in bootstrap/calls.js.
+  #drain(realm, text) {
     let at = 0;
     while (at < text.length) {
       const eol = text.indexOf('\n', at);
-      const [kind, id, first, second, third] = text.slice(at, eol).split(' ');
+      const [kind, id, first, second, third, form, bodyLength] = text.slice(at, eol).split(' ');
       at = eol + 1;
       const call = this.calls.get(Number(id));
       if (kind === 'R') {
@@ -301,9 +415,14 @@ export class FunctionIsolate {
         if (call !== undefined) this.#finish(call, first === '1', text.slice(at, middle), text.slice(middle, end));
         at = end;
       } else if (kind === 'C') {
-        const end = at + Number(third);
-        if (call !== undefined) this.#runner.ask(call, Number(first), Number(second), text.slice(at, end));
+        const middle = at + Number(third), end = middle + Number(bodyLength);
+        if (call !== undefined) {
+          this.#runner.ask(call, Number(first), Number(second), text.slice(at, middle), form, text.slice(middle, end));
+        }
         at = end;
+      } else if (kind === 'S') {
+        // Only kept there, so it runs no code of the author.
+        realm.reseed();
       } else if (call !== undefined) {
         if (kind === 'T') this.#runner.timer(call, Number(first), Number(second));
         else this.#runner.clearTimer(call, Number(first));
@@ -312,8 +431,67 @@ export class FunctionIsolate {
   }
 
   #finish(call, ok, text, logs) {
-    if (ok) this.#runner.finish(call, null, text, logs);
-    else this.#runner.finish(call, [...JSON.parse(text), false], '', logs);
+    this.served++;
+    if (ok) this.#over(call, null, text, logs);
+    else this.#over(call, [...JSON.parse(text), false], '', logs);
+    if (this.retired) this.retire();
+    else this.#tend();
+  }
+
+  // The end of every call that gets an answer.
+  #over(call, error, output, logs) {
+    call.peakHeapBytes = Math.max(call.peakHeapBytes, this.heapBytes);
+    this.#runner.finish(call, error, output, logs);
+    this.#leaveRealm(call);
+  }
+
+  #leaveRealm(call) {
+    if (this.#bundle.isolation !== 'call' || call.realm === null) return;
+    const { realm } = call;
+    call.realm = null;
+    // Not at once: the entry that ended the call may still be inside.
+    setImmediate(() => {
+      if (this.#isolate.isDisposed) return;
+      if (this.#busy) this.#queue.push(() => realm.release());
+      else realm.release();
+      this.#makeRealm();
+    });
+  }
+
+  // What an isolate at rest needs: a successor when it is worn, a code cache of what it has used.
+  #tend() {
+    const { limits, exercised } = this.#bundle;
+    const worn = this.served >= MAX_CALLS || this.heapBytes > WATERMARK * limits.memory_mb * 1024 * 1024;
+    if (worn && !this.replaced && this.served >= YOUNG_CALLS) {
+      this.replaced = true;
+      this.#runner.replace(this, this.#bundle);
+    }
+    if (exercised || !this.#runner.keepsCode || this.#producing) return;
+    if (this.served >= EXERCISED_UNDER_LOAD || (this.served >= EXERCISED_CALLS && this.calls.size === 0)) {
+      this.#bundle.exercised = true;
+      // The answers of this turn leave first.
+      setImmediate(() => this.#produce());
+    }
+  }
+
+  #produce() {
+    if (this.#busy) this.#queue.push(() => this.#produce());
+    else if (!this.#isolate.isDisposed) this.#produced();
+  }
+
+  async #produced() {
+    this.#producing = true;
+    try {
+      const code = await codeOf(this.#isolate, this.#bundle.text, this.#bundle.file);
+      if (code.length <= MAX_CODE_BYTES) {
+        this.#bundle.code = code;
+        this.#runner.produced(this.#bundle);
+      }
+    } catch {
+      // it was disposed meanwhile
+    }
+    this.#producing = false;
+    this.#next();
     if (this.retired) this.retire();
   }
 
@@ -323,6 +501,7 @@ export class FunctionIsolate {
     this.#heapSampled = now;
     const heap = this.#isolate.getHeapStatisticsSync();
     this.heapBytes = heap.used_heap_size + heap.externally_allocated_size;
+    for (const call of this.calls.values()) call.peakHeapBytes = Math.max(call.peakHeapBytes, this.heapBytes);
   }
 
   // In ns; of an isolate that is gone, as last seen.
@@ -351,13 +530,4 @@ function limitError(code, { limits }) {
     cell_crashed: 'the function was ended because another call of it passed a limit',
   };
   return messages[code] ? [code, messages[code], '', code === 'cell_crashed'] : limitError('cell_crashed', { limits });
-}
-
-// Undefined while a top-level `await` keeps it from existing.
-async function defaultExport(module) {
-  try {
-    return await module.namespace.get('default', { reference: true });
-  } catch {
-    return undefined;
-  }
 }

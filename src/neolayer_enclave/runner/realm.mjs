@@ -1,0 +1,87 @@
+// A context with our bootstrap in it: what one function, or one call of it, sees as its world.
+
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import ivm from 'isolated-vm';
+import { InvalidFunction, loadingError } from './errors.mjs';
+
+export const BOOTSTRAP = readFileSync(new URL('./built/bootstrap.js', import.meta.url), 'utf8');
+const BOOTSTRAP_FILE = 'neolayer:bootstrap';
+const ENTRIES = ['install', 'installed', 'run', 'deliver', 'fire', 'forget', 'take', 'seed'];
+
+// A new isolate with a realm that nobody owns yet. `cached` is the bootstrap's code cache as an ArrayBuffer, or null.
+export class Blank {
+  constructor(memoryMb, cached) {
+    const begun = performance.now();
+    this.memoryMb = memoryMb;
+    this.isolate = new ivm.Isolate({ memoryLimit: memoryMb });
+    const made = performance.now();
+    const options = { filename: BOOTSTRAP_FILE };
+    if (cached !== null) options.cachedData = new ivm.ExternalCopy(cached);
+    this.bootstrap = this.isolate.compileScriptSync(BOOTSTRAP, options);
+    this.realm = new Realm(this.isolate, this.bootstrap);
+    this.isolateMs = made - begun;
+    this.contextMs = performance.now() - made;
+  }
+
+  // The bootstrap's code cache, with the functions of it that have run.
+  code() {
+    return this.isolate.compileScriptSync(BOOTSTRAP, { filename: BOOTSTRAP_FILE, produceCachedData: true }).cachedData.copy();
+  }
+}
+
+// Made on the main thread: it takes less time than a hop to another one. Nothing may run in the isolate meanwhile.
+export class Realm {
+  #context;
+  #main;
+
+  constructor(isolate, bootstrap) {
+    this.#context = isolate.createContextSync();
+    this.#main = bootstrap.runSync(this.#context, { reference: true });
+  }
+
+  // streamLog(id, line) gets log lines at once while an entry runs on another thread.
+  open(streamLog, file, secrets) {
+    const callback = new ivm.Callback(streamLog, { ignored: true });
+    const entries = this.#main.applySync(undefined, [callback, file, secrets, newSeed()], { result: { reference: true } });
+    for (const name of ENTRIES) this[name] = entries.getSync(name, { reference: true });
+    entries.release();
+    this.#main.release();
+  }
+
+  // Runs the function's top level, on another thread. Throws what isolated-vm throws at limits.
+  async evaluate(script, timeout) {
+    const source = script.runSync(this.#context, { reference: true });
+    await this.install.apply(undefined, [source.derefInto()], { timeout });
+    source.release();
+  }
+
+  // After `evaluate`: throws InvalidFunction unless there is a function to call.
+  check(file) {
+    const state = this.installed.applySync();
+    if (state === 'function') return;
+    if (state.startsWith('[')) {
+      const [, message, stack] = JSON.parse(state);
+      throw loadingError(message, stack, file);
+    }
+    throw new InvalidFunction(
+      'no_entry_point',
+      'the source has neither `export default function …` nor a top-level `function main`',
+    );
+  }
+
+  // Only kept there, so it runs no code of the author.
+  reseed() {
+    this.seed.applySync(undefined, [newSeed()]);
+  }
+
+  release() {
+    for (const name of ENTRIES) this[name]?.release();
+    this.#context.release();
+  }
+}
+
+// For the random generator of one realm: key and nonce of ChaCha20, one byte a character.
+function newSeed() {
+  return randomBytes(40).latin1Slice();
+}

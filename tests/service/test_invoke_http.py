@@ -1,0 +1,158 @@
+"""Invocations as they come over a connection: whole, in pieces, several at once, or not quite."""
+
+import asyncio
+import json
+from urllib.parse import urlsplit
+
+from tests.system import System
+
+SOURCE = "export default (input) => input === undefined ? 'none' : { got: input }"
+
+
+async def deploy(system: System, name: str = "pieces", source: str = SOURCE) -> None:
+    body = json.dumps({"source": source}).encode()
+    assert (await system.raw("PUT", f"/api/v1/functions/{name}", body=body))[0] < 300
+
+
+def request(system: System, body: bytes, *, name: str = "pieces", head: str = "", length: bool = True) -> bytes:
+    size = f"content-length: {len(body)}\r\n" if length else ""
+    return (
+        f"POST /api/v1/functions/{name}/invoke HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {system.key}\r\n"
+        f"{size}{head}\r\n"
+    ).encode() + body
+
+
+async def connect(system: System) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", urlsplit(system.url).port)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    async with asyncio.timeout(15):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, body
+
+
+async def test_a_request_in_single_bytes_is_answered_like_a_whole_one(system: System) -> None:
+    await deploy(system)
+    reader, writer = await connect(system)
+    for text in ("1", '{"a":"ü"}', ""):
+        whole = request(system, text.encode())
+        for at in range(len(whole)):
+            writer.write(whole[at : at + 1])
+            await writer.drain()
+        status, headers, body = await answer(reader)
+        assert status == 200
+        assert json.loads(body) == ({"got": json.loads(text)} if text else "none")
+        assert headers["neolayer-start"] in ("warm", "cold")
+        assert len(headers["neolayer-execution"]) == 36
+    writer.close()
+
+
+async def test_requests_sent_before_the_answer_are_answered_in_order(system: System) -> None:
+    await deploy(system, "slow", "export default async (ms) => (await new Promise((r) => setTimeout(r, ms)), ms)")
+    reader, writer = await connect(system)
+    other = f"GET /api/v1/functions/slow HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {system.key}\r\n\r\n"
+    writer.write(
+        request(system, b"200", name="slow")
+        + request(system, b"20", name="slow")
+        + other.encode()
+        + request(system, b"1", name="slow")
+    )
+    assert (await answer(reader))[2] == b"200"
+    assert (await answer(reader))[2] == b"20"
+    assert json.loads((await answer(reader))[2])["name"] == "slow"
+    assert (await answer(reader))[2] == b"1"
+    writer.close()
+
+
+async def test_chunks_expectations_and_http_1_0_are_understood(system: System) -> None:
+    await deploy(system)
+    reader, writer = await connect(system)
+    chunks = b'5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n'
+    writer.write(request(system, chunks, head="transfer-encoding: chunked\r\n", length=False))
+    assert (await answer(reader))[2] == b'{"got":{"a":1}}'
+    writer.write(request(system, b"7", head="expect: 100-continue\r\n"))
+    async with asyncio.timeout(5):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+    assert (await answer(reader))[2] == b'{"got":7}'
+    writer.write(request(system, b"8", head="connection: close\r\n"))
+    status, headers, body = await answer(reader)
+    assert (status, headers["connection"], body) == (200, "close", b'{"got":8}')
+    assert await reader.read() == b""
+    writer.close()
+    reader, writer = await connect(system)
+    writer.write(request(system, b"9").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert (await answer(reader))[2] == b'{"got":9}'
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_the_connection_serves_on_after_each_kind_of_refusal(system: System) -> None:
+    await deploy(system)
+    reader, writer = await connect(system)
+    cases = [
+        (request(system, b"{"), 400, "malformed_json"),
+        (request(system, b'"\xff"'), 400, "malformed_json"),
+        (request(system, b'"' + b"x" * 1_000_000 + b'"'), 413, "body_too_large"),
+        (request(system, b"1", name="nobody"), 404, "function_not_found"),
+        (request(system, b"1").replace(b"Bearer nsl_", b"Bearer nope"), 401, "unauthenticated"),
+        (request(system, b"1").replace(b"authorization", b"x-other"), 401, "unauthenticated"),
+    ]
+    for sent, status, code in cases:
+        writer.write(sent)
+        got, headers, body = await answer(reader)
+        assert (got, headers["content-type"], json.loads(body)["code"]) == (
+            status,
+            "application/problem+json",
+            code,
+        )
+        writer.write(request(system, b"1"))
+        assert (await answer(reader))[2] == b'{"got":1}'
+    writer.close()
+
+
+async def test_endless_headers_close_the_connection(system: System) -> None:
+    _, writer = await connect(system)
+    writer.write(b"POST /api/v1/functions/pieces/invoke HTTP/1.1\r\n")
+    try:
+        for n in range(10_000):
+            writer.write(f"x-{n}: {'y' * 1000}\r\n".encode())
+            await writer.drain()
+    except ConnectionError:
+        pass
+    else:
+        raise AssertionError("10 MB of headers were taken")
+    writer.close()
+
+
+async def test_a_client_that_leaves_does_not_take_the_call_along(system: System) -> None:
+    await deploy(
+        system, "departed", "export default async () => (await new Promise((r) => setTimeout(r, 300)), 'done')"
+    )
+    _, writer = await connect(system)
+    writer.write(request(system, b"", name="departed"))
+    await asyncio.sleep(0.1)
+    writer.close()
+    async with asyncio.timeout(10):
+        while True:
+            _, _, body = await system.raw("GET", "/api/v1/executions?function=departed")
+            if items := body["items"]:
+                break
+            await asyncio.sleep(0.05)
+    assert items[0]["output"] == "done"
+
+
+async def test_too_many_calls_of_a_tenant_are_a_429_with_retry_after(system: System) -> None:
+    await deploy(system, "crowd", "export default async () => (await new Promise((r) => setTimeout(r, 1500)), 1)")
+    connections = [await connect(system) for _ in range(64 + 256 + 5)]
+    for _, writer in connections:
+        writer.write(request(system, b"", name="crowd"))
+    answers = await asyncio.gather(*(answer(reader) for reader, _ in connections))
+    refused = [(status, headers, body) for status, headers, body in answers if status != 200]
+    assert len(refused) >= 5
+    for status, headers, body in refused:
+        assert (status, json.loads(body)["code"], headers["retry-after"]) == (429, "too_many_calls", "1")
+    for _, writer in connections:
+        writer.close()
