@@ -107,6 +107,20 @@ async def test_a_called_function_has_no_more_time_than_its_caller(system: System
     assert (await system.invoke("patient"))[0] == "timeout"
 
 
+async def test_after_its_callers_time_a_called_function_has_no_effect(system: System) -> None:
+    source = """export default async (input, ctx) => {
+      await new Promise((done) => setTimeout(done, 900));
+      await ctx.invoke('overdue-effect');
+    }"""
+    await deploy(system, "overdue-effect", "export default () => 1")
+    await deploy(system, "overdue", source)
+    await deploy(system, "hasty", "export default (input, ctx) => ctx.invoke('overdue')", timeout_ms=500)
+    await system.invoke_fails("hasty")
+    await asyncio.sleep(1.2)
+    assert [execution["error"]["code"] for execution in await executions(system, "overdue")] == ["timeout"]
+    assert await executions(system, "overdue-effect") == []
+
+
 async def test_many_chains_at_once_all_end(system: System) -> None:
     """As many callers as a tenant may run at a time, each of which needs eight more places."""
     source = """export default async (left, ctx) => {

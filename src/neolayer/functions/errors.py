@@ -70,6 +70,12 @@ class DepthExceeded(InvalidRequest):
     code = "depth_exceeded"
 
 
+class CallOver(InvalidRequest):
+    """The time of the function that called this one is over."""
+
+    code = "call_over"
+
+
 class TooManyCalls(InvalidRequest):
     """One execution causes too many calls of functions."""
 

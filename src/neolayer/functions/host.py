@@ -1,5 +1,6 @@
 """What a running function asks of the host: ``ctx.neo.read``, ``neo.wallet``, ``neo.send``, ``ctx.invoke``."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 from uuid import UUID
@@ -9,6 +10,7 @@ import msgspec
 from neolayer.core.errors import InvalidRequest
 from neolayer.core.types import Principal
 from neolayer.enclave import HostFunction
+from neolayer.functions.errors import CallOver
 from neolayer.functions.model import Budget, Call
 from neolayer.wallets.service import Wallets
 
@@ -52,6 +54,9 @@ class HostCalls:
 
         async def serve(name: str, argument: bytes) -> bytes:
             nonlocal sends, invokes, budget
+            if call.depth and time.monotonic() > call.deadline:
+                # Its caller was told `timeout`: nothing must happen after that.
+                raise CallOver
             if name == "neo.read":
                 return _encode(await self._reader.read_json(argument))
             if name == "neo.send":
