@@ -35,11 +35,22 @@ from neolayer.db.notices import NoticeListener
 from neolayer.db.pool import Database
 from neolayer.enclave import EnclaveClient
 from neolayer.enclave.routes import AttestationController
+from neolayer.functions.aliases import Aliases
+from neolayer.functions.asynchronous import AsyncExecutions
 from neolayer.functions.endpoint import InvokeEndpoint
+from neolayer.functions.execution_routes import ExecutionsController
+from neolayer.functions.follow import Followers
+from neolayer.functions.history import History
 from neolayer.functions.host import HostCalls
+from neolayer.functions.idempotency import IdempotentInvocations, InvokeKeys
+from neolayer.functions.invoke_routes import InvokeController
+from neolayer.functions.metrics import QUEUE
 from neolayer.functions.records import ExecutionRecords
-from neolayer.functions.routes import ExecutionsController, FunctionsController, InvokeController
+from neolayer.functions.resolver import Resolver
+from neolayer.functions.routes import FunctionsController
 from neolayer.functions.service import Functions
+from neolayer.functions.versions import Versions
+from neolayer.functions.worker import AsyncWorker
 from neolayer.observability.log import configure_logging
 from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
@@ -134,6 +145,13 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         )
 
 
+def build_functions(parts: Parts, reader: Reader, records: ExecutionRecords) -> tuple[Resolver, Functions]:
+    """What runs functions, in the API and in a worker."""
+    resolver = Resolver(parts.database, parts.secrets, parts.notices)
+    host = HostCalls(reader, parts.wallets, parts.transactions)
+    return resolver, Functions(parts.enclave, resolver, host, records)
+
+
 def health_checks(parts: Parts) -> HealthChecks:
     async def database() -> dict[str, Any]:
         await parts.database.fetch_one(b"SELECT 1")
@@ -214,13 +232,12 @@ class Api:
         parts = await self._stack.enter_async_context(build_parts(self._settings))
         records = ExecutionRecords(parts.database)
         reader = Reader(parts.rpc)
-        functions = Functions(
-            parts.database,
-            parts.enclave,
-            parts.secrets,
-            HostCalls(reader, parts.wallets, parts.transactions),
-            records,
-            parts.notices,
+        resolver, functions = build_functions(parts, reader, records)
+        aliases = Aliases(parts.database, parts.notices)
+        history = History(parts.database, records)
+        keys = InvokeKeys(parts.database)
+        asynchronous = AsyncExecutions(
+            parts.database, resolver, history, keys, parts.notices, queue_max=self._settings.async_queue_max
         )
         for name, work in (
             ("notices", parts.notices.run),
@@ -234,6 +251,9 @@ class Api:
                 counts = await parts.transactions.count_by_state()
                 for state in get_args(State):
                     TRANSACTIONS.labels(state).set(counts.get(state, 0))
+                queue = await asynchronous.count_by_state()
+                for state in ("queued", "running", "dead"):
+                    QUEUE.labels(state).set(queue.get(state, 0))
             for counter, value in parts.database.stats().items():
                 POOL.labels(counter).set(value)
             with contextlib.suppress(Unavailable):
@@ -260,7 +280,16 @@ class Api:
             services={
                 "accounts": parts.accounts,
                 "secrets": parts.secrets,
+                # Not named as a member of any body is: the framework could not tell whose fault a bad value is.
+                "function_versions": Versions(
+                    parts.database, parts.enclave, parts.secrets, aliases, parts.notices
+                ),
+                "function_aliases": aliases,
                 "functions": functions,
+                "idempotent": IdempotentInvocations(parts.database, resolver, functions, keys),
+                "asynchronous": asynchronous,
+                "history": history,
+                "followers": Followers(history),
                 "wallets": parts.wallets,
                 "transactions": parts.transactions,
                 "reader": reader,
@@ -305,7 +334,10 @@ def create_api() -> ASGIApp:
 
 
 async def run_worker(settings: Settings) -> None:
-    """Prepare, send and confirm transactions until cancelled. Says ``{"ready": true}`` once connected."""
+    """Run asynchronous executions, and prepare, send and confirm transactions, until cancelled.
+
+    Says ``{"ready": true}`` once connected.
+    """
     async with build_parts(settings) as parts:
         pipeline = Pipeline(
             parts.database,
@@ -318,7 +350,21 @@ async def run_worker(settings: Settings) -> None:
             lease_s=settings.lease_s,
         )
         monitor = Monitor(parts.database, parts.rpc, resend_after_blocks=settings.resend_after_blocks)
+        # Of functions that asynchronous ones call.
+        records = ExecutionRecords(parts.database)
+        resolver, functions = build_functions(parts, Reader(parts.rpc), records)
+        executions = AsyncWorker(
+            parts.database,
+            resolver,
+            functions,
+            parts.notices,
+            slots=settings.async_executions,
+            lease_s=settings.lease_s,
+            retry_s=settings.async_retry_s,
+        )
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(records.run())
+            tasks.create_task(executions.run())
             tasks.create_task(parts.notices.run())
             tasks.create_task(pipeline.run())
             tasks.create_task(lead(parts.database.url, "block-follower", monitor.run))

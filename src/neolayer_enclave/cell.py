@@ -38,7 +38,9 @@ U32: Final = struct.Struct("<I")
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
 WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
-HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet"}
+HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet", 4: "functions.invoke"}
+#: After one of these a call must not be repeated blindly.
+EFFECTS: Final = frozenset({"neo.send", "functions.invoke"})
 FETCH: Final = 2
 SUBTLE: Final = 16
 #: Nobody waits for a fetch any more.
@@ -489,7 +491,7 @@ class Cell(FramePeer):
                 work.cancel()
             return
         name = HOST_FUNCTIONS[function]
-        run.sent |= name == "neo.send"
+        run.sent |= name in EFFECTS
         run.caller.host_call(run, seq, name, argument)
 
     def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:

@@ -372,7 +372,7 @@ type Request = (
 class HostCall(Message, frozen=True):
     #: Frame id of the ``INVOKE`` on whose behalf the call is made.
     request: int
-    #: ``neo.read``, ``neo.wallet`` or ``neo.send``.
+    #: ``neo.read``, ``neo.wallet``, ``neo.send`` or ``functions.invoke``.
     name: str
     #: JSON text of the single argument.
     argument: bytes

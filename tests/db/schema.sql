@@ -15,6 +15,22 @@ CREATE TABLE public.chain_blocks (
     hash bytea NOT NULL,
     "time" timestamp with time zone NOT NULL
 );
+CREATE TABLE public.execution_queue (
+    tenant_id uuid NOT NULL,
+    execution_id uuid NOT NULL,
+    function_id uuid NOT NULL,
+    key_id uuid NOT NULL,
+    target text NOT NULL,
+    input bytea NOT NULL,
+    state text NOT NULL,
+    failures smallint DEFAULT 0 NOT NULL,
+    max_attempts smallint NOT NULL,
+    leases smallint DEFAULT 0 NOT NULL,
+    available_at timestamp with time zone DEFAULT now() NOT NULL,
+    lease uuid,
+    dead_at timestamp with time zone,
+    CONSTRAINT execution_queue_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'dead'::text])))
+);
 CREATE TABLE public.executions (
     tenant_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -31,7 +47,29 @@ CREATE TABLE public.executions (
     heap_bytes bigint NOT NULL,
     fetches integer NOT NULL,
     created_at timestamp with time zone NOT NULL,
-    CONSTRAINT executions_status_check CHECK ((status = ANY (ARRAY['succeeded'::text, 'failed'::text])))
+    kind text DEFAULT 'sync'::text NOT NULL,
+    parent_id uuid,
+    attempt smallint DEFAULT 1 NOT NULL,
+    alias text,
+    queue_us integer,
+    peak_heap_bytes bigint,
+    bytes_in integer,
+    bytes_out integer,
+    phases json,
+    written xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT executions_kind_check CHECK ((kind = ANY (ARRAY['sync'::text, 'async'::text, 'invoke'::text]))),
+    CONSTRAINT executions_status_check CHECK ((status = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'dead'::text, 'cancelled'::text])))
+);
+CREATE TABLE public.function_aliases (
+    tenant_id uuid NOT NULL,
+    function_id uuid NOT NULL,
+    name text NOT NULL,
+    versions integer[] NOT NULL,
+    weights integer[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT function_aliases_check CHECK ((cardinality(weights) = cardinality(versions))),
+    CONSTRAINT function_aliases_versions_check CHECK ((cardinality(versions) > 0))
 );
 CREATE TABLE public.function_versions (
     tenant_id uuid NOT NULL,
@@ -45,7 +83,11 @@ CREATE TABLE public.function_versions (
     secrets text[] NOT NULL,
     egress text[] NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT function_versions_code_hash_check CHECK ((length(code_hash) = 32))
+    isolation text DEFAULT 'version'::text NOT NULL,
+    max_attempts smallint DEFAULT 3 NOT NULL,
+    CONSTRAINT function_versions_code_hash_check CHECK ((length(code_hash) = 32)),
+    CONSTRAINT function_versions_isolation_check CHECK ((isolation = ANY (ARRAY['version'::text, 'call'::text]))),
+    CONSTRAINT function_versions_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10)))
 );
 CREATE TABLE public.functions (
     tenant_id uuid NOT NULL,
@@ -55,6 +97,17 @@ CREATE TABLE public.functions (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     deleted_at timestamp with time zone
+);
+CREATE TABLE public.invoke_keys (
+    tenant_id uuid NOT NULL,
+    key text NOT NULL,
+    request_hash bytea NOT NULL,
+    execution_id uuid NOT NULL,
+    done boolean NOT NULL,
+    lease_until timestamp with time zone NOT NULL,
+    lease uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT invoke_keys_request_hash_check CHECK ((length(request_hash) = 32))
 );
 CREATE TABLE public.schema_migrations (
     number integer NOT NULL,
@@ -144,12 +197,18 @@ ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.chain_blocks
     ADD CONSTRAINT chain_blocks_pkey PRIMARY KEY (network, index);
+ALTER TABLE ONLY public.execution_queue
+    ADD CONSTRAINT execution_queue_pkey PRIMARY KEY (tenant_id, execution_id);
 ALTER TABLE ONLY public.executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.function_aliases
+    ADD CONSTRAINT function_aliases_pkey PRIMARY KEY (tenant_id, function_id, name);
 ALTER TABLE ONLY public.function_versions
     ADD CONSTRAINT function_versions_pkey PRIMARY KEY (tenant_id, function_id, number);
 ALTER TABLE ONLY public.functions
     ADD CONSTRAINT functions_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.invoke_keys
+    ADD CONSTRAINT invoke_keys_pkey PRIMARY KEY (tenant_id, key);
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
 ALTER TABLE ONLY public.secrets
@@ -170,8 +229,12 @@ ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
+CREATE INDEX execution_queue_work ON public.execution_queue USING btree (tenant_id, available_at) WHERE (state <> 'dead'::text);
+CREATE INDEX executions_not_succeeded ON public.executions USING btree (tenant_id, id DESC) WHERE (status <> 'succeeded'::text);
 CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id, function, id DESC);
+CREATE INDEX executions_written ON public.executions USING btree (written);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
+CREATE INDEX invoke_keys_age ON public.invoke_keys USING btree (created_at);
 CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
@@ -180,6 +243,10 @@ CREATE INDEX transactions_by_state ON public.transactions USING btree (state);
 CREATE INDEX transactions_work ON public.transactions USING btree (priority DESC, available_at) WHERE (state = ANY (ARRAY['queued'::text, 'signed'::text]));
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.execution_queue
+    ADD CONSTRAINT execution_queue_tenant_id_execution_id_fkey FOREIGN KEY (tenant_id, execution_id) REFERENCES public.executions(tenant_id, id);
+ALTER TABLE ONLY public.function_aliases
+    ADD CONSTRAINT function_aliases_tenant_id_function_id_fkey FOREIGN KEY (tenant_id, function_id) REFERENCES public.functions(tenant_id, id);
 ALTER TABLE ONLY public.function_versions
     ADD CONSTRAINT function_versions_tenant_id_function_id_fkey FOREIGN KEY (tenant_id, function_id) REFERENCES public.functions(tenant_id, id);
 ALTER TABLE ONLY public.functions

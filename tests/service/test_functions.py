@@ -26,6 +26,9 @@ async def test_a_function_returns_its_output_and_the_execution_is_recorded(syste
     )
     assert record["wall_ms"] >= record["cpu_ms"] > 0
     assert record["heap_bytes"] > 0
+    assert record["peak_heap_bytes"] > 0
+    assert (record["bytes_in"], record["bytes_out"]) == (len('{"a": 41}'), len("42"))
+    assert record["queue_ms"] >= 0
     logs = (await system.get(f"/executions/{execution}/logs"))["items"]
     assert [(line["level"], line["text"]) for line in logs] == [("log", "adding 41")]
     assert (await system.get("/executions", function="adds"))["items"][0]["id"] == execution

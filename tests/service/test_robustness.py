@@ -6,11 +6,11 @@ import hashlib
 import json
 import sys
 
-import aiohttp
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from tests.service.beside import answers
 from tests.system import System, free_port
 
 
@@ -35,6 +35,22 @@ async def test_no_input_of_a_client_is_a_500(system: System) -> None:
         ("GET", "/wallets/%00", b""),
         ("GET", "/executions?function=%00", b""),
         ("GET", "/executions?cursor=%00", b""),
+        ("GET", "/executions?code=%00", b""),
+        ("GET", "/executions?since=0001-01-01T00:00:00Z&until=9999-12-31T23:59:59Z", b""),
+        ("GET", "/executions/stream?function=%00", b""),
+        ("GET", "/executions/%00", b""),
+        ("POST", "/executions/%00/replay", b""),
+        ("GET", "/functions/%00/versions", b""),
+        ("GET", "/functions/a/versions/99999999999999999999", b""),
+        ("GET", "/functions/a/versions?cursor=x", b""),
+        ("PUT", "/functions/%00/aliases/live", b'{"versions": [{"version": 1}]}'),
+        ("PUT", "/functions/a/aliases/%00", b'{"versions": [{"version": 1}]}'),
+        ("PUT", "/functions/a/aliases/live", b'{"versions": [{"version": 99999999999999999999}]}'),
+        ("DELETE", "/functions/a/aliases/%00", b""),
+        ("POST", "/functions/a@%00/invoke", b""),
+        ("POST", "/functions/a@%F0%9F%98%80/invoke", b""),
+        ("POST", "/functions/a@%D9%A3/invoke", b""),
+        ("POST", "/functions/@/invoke", b""),
         ("GET", "/transactions?state=nope", b""),
         ("PUT", "/functions/nul", b'{"source": "export default () => `\\u0000`"}'),
         ("PUT", "/secrets/NUL", b'{"value": "\\u0000"}'),
@@ -171,11 +187,3 @@ async def test_the_framework_answers_invocations_just_as_the_raw_handler_does(sy
     finally:
         process.terminate()
         await process.wait()
-
-
-async def answers(url: str) -> bool:
-    try:
-        async with aiohttp.request("GET", url + "/health/live") as response:
-            return response.status == 200
-    except aiohttp.ClientError:
-        return False

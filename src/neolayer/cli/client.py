@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,6 +15,9 @@ from neolayer.core.errors import ServiceError, Unavailable
 
 #: Written by `neolayer up` into its home: {"url", "api_key", "devnet_rpc_port"}; mode 0600.
 CREDENTIALS: Final = "client.json"
+#: A stream says something more often than that, or its connection is dead; seconds.
+SILENCE_S: Final = 30.0
+RECONNECT_S: Final = 1.0
 
 
 class NoCredentials(ServiceError):
@@ -129,6 +133,40 @@ class Client:
         if status >= 400:
             raise ApiProblem(status, answer if isinstance(answer, dict) else {})
         return answer, answer_headers
+
+    async def events(self, path: str, params: dict[str, str | int | None]) -> AsyncIterator[Any]:
+        """The decoded data of server-sent events, without an end: after a break it goes on where it was.
+
+        Raises:
+            ApiProblem: the API refused.
+            Unavailable: it was not there at the first try.
+        """
+        assert self._session is not None
+        given = {name: value for name, value in params.items() if value is not None}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_S)
+        last_id, connected = "", False
+        while True:
+            headers = {"last-event-id": last_id} if last_id else {}
+            try:
+                async with self._session.get(
+                    f"{self.url}/api/v1{path}", params=given, headers=headers, timeout=timeout, read_bufsize=2**22
+                ) as response:
+                    if 400 <= response.status < 500:
+                        raise ApiProblem(response.status, json.loads(await response.read()))
+                    response.raise_for_status()
+                    connected = True
+                    async for raw in response.content:
+                        field, _, value = raw.decode().rstrip("\n").partition(": ")
+                        if field == "id":
+                            last_id = value
+                        elif field == "data":
+                            yield json.loads(value)
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                if not connected:
+                    raise Unavailable(
+                        f"no answer from {self.url} ({error or 'timeout'}): is `neolayer up` running?"
+                    ) from None
+            await asyncio.sleep(RECONNECT_S)
 
     async def get(self, path: str, **params: str | int | None) -> Any:
         return (await self.request("GET", path, params=params))[0]

@@ -4,16 +4,25 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from neolayer.cli.aliases import app as aliases
+from neolayer.cli.aliases import promote, rollback, shares, versions
 from neolayer.cli.client import DEFAULT, ApiProblem, Client, Connection, call, items
 from neolayer.cli.executions import print_logs
+from neolayer.cli.follow import follow
 from neolayer.cli.output import console, notes, print_fields, print_json, print_table
 from neolayer.core.errors import InvalidRequest, ServiceError
 
 app = App(name="functions", help="JavaScript functions that run in the enclave.")
+app.command(versions)
+app.command(rollback)
+app.command(promote)
+app.command(aliases)
+app.command(follow, name="logs")
+Isolation = Literal["version", "call"]
 
 
 @app.command
@@ -27,6 +36,9 @@ def deploy(
     timeout_ms: int | None = None,
     cpu_ms: int | None = None,
     memory_mb: int | None = None,
+    isolation: Isolation | None = None,
+    max_attempts: int | None = None,
+    hold: Annotated[bool, Parameter(negative="")] = False,
     reset: Annotated[bool, Parameter(negative="")] = False,
     connection: Connection = DEFAULT,
 ) -> None:
@@ -51,6 +63,12 @@ def deploy(
         Most CPU time of a call; 1,000 at first.
     memory_mb
         Most memory of an isolate; 128 at first.
+    isolation
+        What calls share: all that a warm isolate of the version keeps (`version`, at first), or nothing (`call`).
+    max_attempts
+        Runs of an asynchronous call before it is dead; 3 at first.
+    hold
+        Do not call the new version yet: what is live stays so, until `neolayer functions promote`.
     reset
         Do not take over secrets, hosts and limits of the version before.
     """
@@ -65,11 +83,13 @@ def deploy(
         "timeout_ms": timeout_ms,
         "cpu_ms": cpu_ms,
         "memory_mb": memory_mb,
+        "isolation": isolation,
+        "max_attempts": max_attempts,
     }
     body = {} if reset else _settings_of(path, connection)
     body |= {setting: value for setting, value in given.items() if value is not None}
     try:
-        function = call(connection, "PUT", path, body=body | {"source": source})
+        function = call(connection, "PUT", path, body=body | {"source": source, "hold": hold})
     except ApiProblem as problem:
         if line := problem.body.get("line"):
             problem.detail = f"{file}:{line}:{problem.body.get('column')}: {problem.detail}"
@@ -83,7 +103,14 @@ def deploy(
         for granted in ("secrets", "egress"):
             if function[granted]:
                 notes.print(f"  {granted}: {', '.join(function[granted])}")
-        notes.print(f"Call it: neolayer functions invoke {function['name']} --input '{{}}'")
+        if function["pinned"]:
+            notes.print(
+                f"  live stays at {shares(function['live'])}; make it live: "
+                f"neolayer functions promote {function['name']}"
+            )
+            notes.print(f"Call it: neolayer functions invoke {function['name']}@latest --input '{{}}'")
+        else:
+            notes.print(f"Call it: neolayer functions invoke {function['name']} --input '{{}}'")
 
 
 @app.command
@@ -93,9 +120,11 @@ def invoke(
     *,
     input: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     logs: bool = True,
+    async_: Annotated[bool, Parameter(name="--async", negative="")] = False,
+    idempotency_key: str | None = None,
     connection: Connection = DEFAULT,
 ) -> None:
-    """Call a function and print what it returns.
+    """Call a function and print what it returns. NAME may be name@alias, name@3 or name@latest.
 
     Example: neolayer functions invoke top-up --input '{"code": "open-sesame"}'
 
@@ -105,13 +134,29 @@ def invoke(
         JSON; `-` reads it from standard input.
     logs
         Show what the function logged.
+    async_
+        Do not wait: it is stored, run soon, and run again if it fails.
+    idempotency_key
+        The same key and input run it once, however often you try within 24 hours.
     """
     text = sys.stdin.read() if input == "-" else input or ""
+    headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+    if async_:
+        headers["prefer"] = "respond-async"
+        accepted = call(connection, "POST", f"/functions/{name}/invoke", raw=text.encode(), headers=headers)
+        if connection.json:
+            print_json(accepted)
+        else:
+            console.print(f"[green]✓[/] {accepted['id']}  {accepted['status']}")
+            notes.print(f"Look: neolayer executions show {accepted['id']}")
+        return
 
     async def run() -> tuple[Any, str, list[dict[str, Any]]]:
         async with Client(connection) as client:
-            output, headers = await client.request("POST", f"/functions/{name}/invoke", raw=text.encode())
-            execution = headers["neolayer-execution"]
+            output, answered = await client.request(
+                "POST", f"/functions/{name}/invoke", raw=text.encode(), headers=headers
+            )
+            execution = answered["neolayer-execution"]
             lines = (await client.get(f"/executions/{execution}/logs"))["items"] if logs else []
             return output, execution, lines
 
@@ -137,7 +182,8 @@ def _settings_of(path: str, connection: Connection) -> dict[str, Any]:
         if problem.status == 404:
             return {}
         raise
-    return {name: function[name] for name in ("secrets", "egress", "timeout_ms", "cpu_ms", "memory_mb")}
+    kept = ("secrets", "egress", "timeout_ms", "cpu_ms", "memory_mb", "isolation", "max_attempts")
+    return {name: function[name] for name in kept}
 
 
 def _show_failure(problem: ApiProblem, connection: Connection) -> None:
@@ -162,14 +208,16 @@ def list_(*, limit: int = 20, connection: Connection = DEFAULT) -> None:
     if connection.json:
         print_json(page)
         return
+    rows = [item | {"live": shares(item["live"])} for item in items(page)]
     columns = {
         "name": "NAME",
         "version": "VERSION",
+        "live": "LIVE",
         "secrets": "SECRETS",
         "egress": "EGRESS",
         "updated_at": "DEPLOYED",
     }
-    print_table(items(page), columns, empty="No functions. `neolayer functions deploy FILE` makes one.")
+    print_table(rows, columns, empty="No functions. `neolayer functions deploy FILE` makes one.")
 
 
 @app.command
@@ -189,7 +237,8 @@ def show(name: str, /, *, source: bool = False, connection: Connection = DEFAULT
     elif source:
         sys.stdout.write(function["source"])
     else:
-        print_fields({key: value for key, value in function.items() if key != "source"})
+        live = {"live": shares(function["live"])}
+        print_fields({key: value for key, value in (function | live).items() if key != "source"})
 
 
 @app.command

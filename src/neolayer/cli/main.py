@@ -43,7 +43,7 @@ app.command(
 app.command(
     "neolayer.cli.serve:worker",
     name="worker",
-    help="Prepare, send and confirm transactions; one of the processes of `neolayer up`, apart.",
+    help="Run asynchronous executions and send transactions; one of the processes of `neolayer up`, apart.",
     help_epilogue="Example: NEOLAYER_DATABASE_URL=… NEOLAYER_VALKEY_URL=… NEOLAYER_RPC_URLS=… neolayer worker",
 )
 app.command(

@@ -62,7 +62,7 @@ def api() -> None:
 
 @app.command
 def worker() -> None:
-    """Prepare, send and confirm transactions. Settings come from the environment.
+    """Run asynchronous executions; prepare, send and confirm transactions. Settings come from the environment.
 
     Example: NEOLAYER_DATABASE_URL=… NEOLAYER_VALKEY_URL=… NEOLAYER_RPC_URLS=… neolayer worker
     """

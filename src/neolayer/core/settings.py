@@ -73,6 +73,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Transactions that one worker process prepares and sends at a time.
     transaction_workers: Positive = 8
+    #: Asynchronous executions that one worker process runs at a time.
+    async_executions: Positive = 32
+    #: Asynchronous executions of one tenant that may wait; more are refused.
+    async_queue_max: Positive = 10_000
+    #: Pause after the first failed run of one, doubled for each further one; seconds.
+    async_retry_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     #: How long a worker owns what it leased; after a crash others wait this long; seconds.
     lease_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     #: A sent transaction that is in no block after this many blocks is sent again, byte for byte.

@@ -1,5 +1,7 @@
-"""What a running function asks of the host: ``ctx.neo.read``, ``ctx.neo.wallet`` and ``ctx.neo.send``."""
+"""What a running function asks of the host: ``ctx.neo.read``, ``neo.wallet``, ``neo.send``, ``ctx.invoke``."""
 
+import time
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -8,9 +10,17 @@ import msgspec
 from neolayer.core.errors import InvalidRequest
 from neolayer.core.types import Principal
 from neolayer.enclave import HostFunction
+from neolayer.functions.errors import CallOver
+from neolayer.functions.model import Budget, Call
 from neolayer.wallets.service import Wallets
 
 _encode: Final = msgspec.json.Encoder().encode
+#: Calls of functions by functions that one execution may cause, itself and through others: with a depth of 8
+#: nothing else would bound them.
+MAX_NESTED: Final = 128
+
+#: Runs another function for a call: gets the JSON request, the name of the new call's effects and the budget.
+type Nested = Callable[[Call, bytes, str, Budget], Awaitable[bytes]]
 
 
 class Reader(Protocol):
@@ -33,27 +43,39 @@ class HostCalls:
         self._wallets = wallets
         self._sender = sender
 
-    def of_execution(self, principal: Principal, execution: UUID) -> HostFunction:
-        """The host's side of one execution. Its n-th ``send`` has the same key however often it is run again."""
-        sends = 0
+    def of_call(self, call: Call, nested: Nested) -> HostFunction:
+        """The host's side of one execution.
 
-        async def call(name: str, argument: bytes) -> bytes:
-            nonlocal sends
+        Its n-th ``send`` has the same key however often it is run again, and so has the m-th of the n-th function
+        that it calls.
+        """
+        sends = invokes = 0
+        budget = call.budget
+
+        async def serve(name: str, argument: bytes) -> bytes:
+            nonlocal sends, invokes, budget
+            if call.depth and time.monotonic() > call.deadline:
+                # Its caller was told `timeout`: nothing must happen after that.
+                raise CallOver
             if name == "neo.read":
                 return _encode(await self._reader.read_json(argument))
             if name == "neo.send":
-                key, sends = f"execution:{execution}:{sends}", sends + 1
+                key, sends = f"execution:{call.effects or call.id}:{sends}", sends + 1
                 return _encode(
                     await self._sender.submit_json(
-                        principal, argument, idempotency_key=key, execution_id=execution
+                        call.principal, argument, idempotency_key=key, execution_id=call.id
                     )
                 )
             if name == "neo.wallet":
-                wallet = await self._wallets.find(principal.tenant_id, _wallet_name(argument))
+                wallet = await self._wallets.find(call.principal.tenant_id, _wallet_name(argument))
                 return _encode(await self._wallets.view(wallet))
+            if name == "functions.invoke":
+                effects, invokes = f"{call.effects or call.id}/{invokes}", invokes + 1
+                budget = budget or Budget(MAX_NESTED)
+                return await nested(call, argument, effects, budget)
             raise InvalidRequest(f"the host has no function {name!r}")
 
-        return call
+        return serve
 
 
 def _wallet_name(argument: bytes) -> str:

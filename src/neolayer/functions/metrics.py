@@ -13,6 +13,7 @@ WALL: Final = TalliedHistogram(
     ["outcome", "start"],
     (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+QUEUE: Final = Gauge("neolayer_executions_queue", "Asynchronous executions: queued, running, dead.", ["state"])
 CPU: Final = TalliedCounter("neolayer_execution_cpu_seconds", "CPU time spent in functions.")
 UNWRITABLE: Final = Counter(
     "neolayer_execution_records_unwritable_total", "Execution records that the database refused."

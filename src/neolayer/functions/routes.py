@@ -1,29 +1,31 @@
-"""``/api/v1/functions`` and ``/api/v1/executions``."""
+"""``/api/v1/functions``: deploy, versions, aliases."""
 
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Annotated
 
-from litestar import Controller, MediaType, Request, Response, delete, get, post, put
-from litestar.datastructures import ResponseHeader
-from litestar.params import Parameter
+from litestar import Controller, delete, get, post, put
+from litestar.params import Parameter, PathParameter, QueryParameter
 
 from neolayer.api.paging import Cursor, Limit, Page, decode_cursor, page
-from neolayer.core.ids import parse_id
-from neolayer.core.names import NAME
+from neolayer.core.names import ALIAS, NAME
 from neolayer.core.types import Principal
-from neolayer.functions.endpoint import MAX_INPUT_BYTES, check_input
-from neolayer.functions.errors import ExecutionNotFound
+from neolayer.functions.aliases import Aliases
 from neolayer.functions.model import (
     MAX_SOURCE_BYTES,
-    ExecutionView,
+    AliasList,
+    AliasSpec,
+    AliasView,
     FunctionSpec,
     FunctionView,
-    LogLines,
     NewFunction,
+    VersionPage,
+    VersionView,
 )
-from neolayer.functions.service import Functions
+from neolayer.functions.resolver import MAX_VERSION
+from neolayer.functions.versions import Versions
 
 Name = Annotated[str, Parameter(pattern=NAME)]
+AliasName = Annotated[str, PathParameter(pattern=ALIAS)]
+Number = Annotated[int, PathParameter(ge=1, le=MAX_VERSION)]
 #: JSON escapes can make a source up to six times as long.
 _DEPLOY_LIMIT_BYTES = 6 * MAX_SOURCE_BYTES + 100_000
 
@@ -33,81 +35,76 @@ class FunctionsController(Controller):
     tags = ("functions",)
 
     @post(request_max_body_size=_DEPLOY_LIMIT_BYTES, summary="Create a function")
-    async def create(self, data: NewFunction, principal: Principal, functions: Functions) -> FunctionView:
+    async def create(self, data: NewFunction, principal: Principal, function_versions: Versions) -> FunctionView:
         spec = FunctionSpec(**{name: getattr(data, name) for name in FunctionSpec.__struct_fields__})
-        return await functions.create(principal.tenant_id, data.name, spec)
+        return await function_versions.create(principal.tenant_id, data.name, spec)
 
-    @put("/{name:str}", request_max_body_size=_DEPLOY_LIMIT_BYTES, summary="Deploy: create it, or a new version")
+    @put(
+        "/{name:str}",
+        request_max_body_size=_DEPLOY_LIMIT_BYTES,
+        summary="Deploy: create it, or a new version",
+        description="The new version is live at once, unless the alias `live` is pinned or `hold` is set.",
+    )
     async def deploy(
-        self, name: Name, data: FunctionSpec, principal: Principal, functions: Functions
+        self, name: Name, data: FunctionSpec, principal: Principal, function_versions: Versions
     ) -> FunctionView:
-        return await functions.deploy(principal.tenant_id, name, data)
+        return await function_versions.deploy(principal.tenant_id, name, data)
 
     @get(summary="List functions")
     async def index(
-        self, principal: Principal, functions: Functions, limit: Limit = 20, cursor: Cursor = None
+        self, principal: Principal, function_versions: Versions, limit: Limit = 20, cursor: Cursor = None
     ) -> Page[FunctionView]:
-        return page(await functions.recent(principal.tenant_id, decode_cursor(cursor), limit + 1), limit)
+        return page(await function_versions.recent(principal.tenant_id, decode_cursor(cursor), limit + 1), limit)
 
-    @get("/{name:str}", summary="One function with its source")
-    async def show(self, name: str, principal: Principal, functions: Functions) -> FunctionView:
-        return await functions.show(principal.tenant_id, name)
+    @get("/{name:str}", summary="One function with the source of its latest version")
+    async def show(self, name: str, principal: Principal, function_versions: Versions) -> FunctionView:
+        return await function_versions.show(principal.tenant_id, name)
 
-    @delete("/{name:str}", summary="Delete a function; its executions stay")
-    async def remove(self, name: str, principal: Principal, functions: Functions) -> None:
-        await functions.delete(principal.tenant_id, name)
+    @delete("/{name:str}", summary="Delete a function; its executions stay, queued ones fail")
+    async def remove(self, name: str, principal: Principal, function_versions: Versions) -> None:
+        await function_versions.delete(principal.tenant_id, name)
 
+    # --- versions ---
 
-class InvokeController(Controller):
-    """The framework's way to invoke: what ``endpoint.py`` does faster, with the same answers."""
-
-    path = "/api/v1/functions"
-    tags = ("functions",)
-
-    @post(
-        "/{name:str}/invoke",
-        status_code=200,
-        request_max_body_size=MAX_INPUT_BYTES,
-        summary="Call a function: the body is its input, the answer its output",
-        response_headers=[
-            ResponseHeader(name="neolayer-execution", description="Id of the execution.", documentation_only=True),
-            ResponseHeader(name="neolayer-start", description="`cold` or `warm`.", documentation_only=True),
-        ],
-    )
-    async def invoke(
-        self, name: str, request: Request[Principal, Any, Any], principal: Principal, functions: Functions
-    ) -> Response[bytes]:
-        body = await request.body()
-        check_input(body)
-        execution, result = await functions.invoke(principal, name, body)
-        headers = {"neolayer-execution": str(execution), "neolayer-start": "cold" if result.cold else "warm"}
-        return Response(result.output, media_type=MediaType.JSON, headers=headers)
-
-
-def _id(text: str) -> UUID:
-    return parse_id(text, ExecutionNotFound, "execution")
-
-
-class ExecutionsController(Controller):
-    path = "/api/v1/executions"
-    tags = ("executions",)
-
-    @get(summary="List executions, newest first")
-    async def index(
+    @get("/{name:str}/versions", summary="List a function's versions, newest first")
+    async def version_index(
         self,
+        name: str,
         principal: Principal,
-        functions: Functions,
-        function: str | None = None,
+        function_versions: Versions,
         limit: Limit = 20,
-        cursor: Cursor = None,
-    ) -> Page[ExecutionView]:
-        before = decode_cursor(cursor)
-        return page(await functions.recent_executions(principal.tenant_id, function, before, limit + 1), limit)
+        cursor: Annotated[
+            int, QueryParameter(ge=1, le=MAX_VERSION, description="`next` of the page before.")
+        ] = MAX_VERSION,
+    ) -> VersionPage:
+        return await function_versions.versions(principal.tenant_id, name, cursor, limit)
 
-    @get("/{execution_id:str}", summary="One execution")
-    async def show(self, execution_id: str, principal: Principal, functions: Functions) -> ExecutionView:
-        return await functions.execution(principal.tenant_id, _id(execution_id))
+    @get("/{name:str}/versions/{number:int}", summary="One version with its source")
+    async def version_show(
+        self, name: str, number: Number, principal: Principal, function_versions: Versions
+    ) -> VersionView:
+        return await function_versions.version(principal.tenant_id, name, number)
 
-    @get("/{execution_id:str}/logs", summary="What the function logged")
-    async def logs(self, execution_id: str, principal: Principal, functions: Functions) -> LogLines:
-        return LogLines(await functions.logs(principal.tenant_id, _id(execution_id)))
+    # --- aliases ---
+
+    @get("/{name:str}/aliases", summary="List a function's aliases, `live` and `latest` included")
+    async def alias_index(self, name: str, principal: Principal, function_aliases: Aliases) -> AliasList:
+        return AliasList(await function_aliases.all(principal.tenant_id, name))
+
+    @put(
+        "/{name:str}/aliases/{alias:str}",
+        summary="Switch an alias, or make it",
+        description="One write: every call that begins after the answer sees it, at other API processes within "
+        "milliseconds. `live` is what a call of the plain name runs; setting it pins it, so that deploys no "
+        "longer change it. Shares are exact: of as many calls as the weights' sum each version gets its weight.",
+    )
+    async def alias_put(
+        self, name: str, alias: AliasName, data: AliasSpec, principal: Principal, function_aliases: Aliases
+    ) -> AliasView:
+        return await function_aliases.put(principal.tenant_id, name, alias, data.versions)
+
+    @delete("/{name:str}/aliases/{alias:str}", summary="Delete an alias; `live` then follows the latest deploy")
+    async def alias_remove(
+        self, name: str, alias: AliasName, principal: Principal, function_aliases: Aliases
+    ) -> None:
+        await function_aliases.delete(principal.tenant_id, name, alias)

@@ -15,7 +15,7 @@
 //   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
 //            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
 //            | log lines joined by commas
-//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet) | JSON
+//   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet, 4 functions.invoke) | JSON
 //            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
 //            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
 //   CHECKED  JSON null or {code, message, line, column}

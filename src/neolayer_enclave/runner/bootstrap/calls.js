@@ -13,7 +13,7 @@ import {
   apply, ErrorClass, MapClass, mapDelete, mapGet, mapSet, now, parse, RangeErrorClass, stringify, then,
 } from './intrinsics.js';
 
-export const READ = 0, SEND = 1, FETCH = 2, WALLET = 3, SUBTLE = 16, ABORT = 17;
+export const READ = 0, SEND = 1, FETCH = 2, WALLET = 3, INVOKE = 4, SUBTLE = 16, ABORT = 17;
 
 const MAX_OUTPUT = 1_048_576;
 const MAX_HOST_CALLS = 1_000;

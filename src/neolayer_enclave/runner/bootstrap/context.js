@@ -1,6 +1,6 @@
 // `ctx`, the second argument of a function.
 
-import { askJson, READ, SEND, WALLET } from './calls.js';
+import { askJson, INVOKE, READ, SEND, WALLET } from './calls.js';
 import { coded } from './failures.js';
 import { ErrorClass, freeze, parse, PromiseClass, ProxyClass, stringify, TypeErrorClass } from './intrinsics.js';
 
@@ -10,6 +10,7 @@ export function contextOf(call, execution) {
   return freeze({
     secrets,
     executionId: execution,
+    invoke: (name, input) => neo(call, INVOKE, { __proto__: null, name, input }),
     neo: freeze({
       read: (request) => neo(call, READ, request),
       send: (request) => neo(call, SEND, request),
