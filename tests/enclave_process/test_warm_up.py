@@ -154,3 +154,12 @@ def test_memory_is_the_machines_or_the_containers_whichever_is_less(tmp_path: Pa
     assert available_memory(meminfo, tmp_path) == 0.4
     assert available_memory(tmp_path / "none", tmp_path) == 1.0
     assert 0 < available_memory() < 1
+
+
+async def test_two_requests_are_both_answered_when_it_is_ready(own_host: Host) -> None:
+    busy = "const end = Date.now() + 100; while (Date.now() < end); export default () => 1"
+    bundle = await own_host.load(busy)
+    begun = time.monotonic()
+    both = await asyncio.gather(*(own_host.ask(Warm("alice", bundle), Warmed) for _ in range(2)))
+    assert time.monotonic() - begun > 0.1
+    assert [each.was_warm for each in both] == [False, True]

@@ -40,6 +40,7 @@ const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2;
 const KEEP_CODE = 1, WARM_UP = 2;
 const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
 const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
+const MAX_CODE_BYTES = 4 * 1024 * 1024;
 // The limit of most functions: for such a one a blank isolate is made ahead.
 const BLANK_MB = 128;
 
@@ -168,7 +169,8 @@ function invoke(id, data, at, end) {
 async function load(isolate, bundle, call, why) {
   runner.watch();
   const hadCode = bundle.code !== null;
-  const loaded = await isolate.open(call);
+  isolate.opening = isolate.open(call);
+  const loaded = await isolate.opening;
   if (loaded) {
     const body = Buffer.allocUnsafe(2 + 4 * isolate.phasesMs.length);
     body[0] = why;
@@ -181,13 +183,16 @@ async function load(isolate, bundle, call, why) {
 
 async function warm(id, number) {
   const bundle = bundles.get(number);
-  let outcome = WARM_WAS_THERE;
+  let loaded, outcome;
   if (bundle.isolate === null || bundle.isolate.retired) {
-    const isolate = bundle.isolate = newIsolate(bundle);
-    const loaded = await load(isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
-    outcome = loaded ? WARM_MADE : WARM_FAILED;
+    bundle.isolate = newIsolate(bundle);
+    loaded = await load(bundle.isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
+    outcome = WARM_MADE;
+  } else {
+    loaded = await bundle.isolate.opening;
+    outcome = WARM_WAS_THERE;
   }
-  frames.send(FROM_CELL.WARMED, id, Buffer.of(outcome));
+  frames.send(FROM_CELL.WARMED, id, Buffer.of(loaded ? outcome : WARM_FAILED));
 }
 
 function bundleOf(number, data, at, end) {
@@ -206,6 +211,7 @@ function bundleOf(number, data, at, end) {
 }
 
 function sendCode(form, id, { text, code }) {
+  if (code.length > MAX_CODE_BYTES) return;
   const script = Buffer.from(text);
   const head = Buffer.allocUnsafe(5);
   head[0] = form;
@@ -280,6 +286,7 @@ function newIsolate(bundle) {
     fresh = new Blank(bundle.limits.memory_mb, bootstrapCode);
   }
   const isolate = new FunctionIsolate(bundle, runner, fresh);
+  isolate.lastUsed = performance.now();
   isolates.add(isolate);
   return isolate;
 }

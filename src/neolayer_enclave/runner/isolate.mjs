@@ -25,7 +25,6 @@ const LEAST_BYTES = 2 * 1024 * 1024;
 const SMALL_TEXT = 16_384;
 // A function has shown what it uses after so many calls; one that never rests, after the larger number.
 const EXERCISED_CALLS = 10, EXERCISED_UNDER_LOAD = 200;
-const MAX_CODE_BYTES = 4 * 1024 * 1024;
 // An isolate is replaced when it holds this part of its limit or has served so many calls; a young one is not.
 const WATERMARK = 0.75, MAX_CALLS = 100_000, YOUNG_CALLS = 20;
 // isolated-vm's own texts.
@@ -46,6 +45,8 @@ export class FunctionIsolate {
   // Of the load: isolate, context, prepare, compile, evaluate.
   phasesMs = [0, 0, 0, 0, 0];
   codeRejected = false;
+  // Of `open`.
+  opening = null;
 
   #bundle;
   #runner;
@@ -125,7 +126,7 @@ export class FunctionIsolate {
 
   // `now` as of performance.now().
   use(now) {
-    const gap = this.lastUsed > 0 ? now - this.lastUsed : 0;
+    const gap = now - this.lastUsed;
     this.gapMs = this.gapMs === 0 ? gap : this.gapMs + GAP_WEIGHT * (gap - this.gapMs);
     this.lastUsed = now;
   }
@@ -478,10 +479,8 @@ export class FunctionIsolate {
     this.#producing = true;
     try {
       const code = await codeOf(this.#isolate, this.#bundle.text, this.#bundle.file);
-      if (code.length <= MAX_CODE_BYTES) {
-        this.#bundle.code = code;
-        this.#runner.produced(this.#bundle);
-      }
+      this.#bundle.code = code;
+      this.#runner.produced(this.#bundle);
     } catch {
       // it was disposed meanwhile
     }
