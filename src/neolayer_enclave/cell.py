@@ -387,7 +387,7 @@ class Cell(FramePeer):
             if bundle := self._loaded.get(id):
                 self._loading.loaded(bundle.tenant, bundle.source, body)
         elif kind == CODE:
-            if body[0] == FORM_CHECKED:
+            if body[0] & FORM_CHECKED:
                 source = self._checked.get(id)
             else:
                 # Once for each: a cell must not fill the disk.

@@ -101,7 +101,7 @@ class Loading:
         if self._code is None:
             return
         name = self._code.name(tenant, source)
-        if program[0] != FORM_CHECKED or not self._code.has(name):
+        if not program[0] & FORM_CHECKED or not self._code.has(name):
             self._code.put(name, program)
 
     def called(self, bundle: "Bundle") -> None:

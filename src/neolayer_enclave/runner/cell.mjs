@@ -3,7 +3,7 @@
 //
 // Bodies of the frames, integers little endian:
 //   LOAD     u32 n | JSON {file, secrets, limits, isolation}, n bytes | program      id: number of the bundle
-//            program: u8 form (0 source, 1 checked, 2 exercised) | source, or u32 n | script, n bytes | V8's code cache
+//            program: u8 form (0 source, 1 checked, 2 exercised; + 4 quick top level) | source, or u32 n | script, n bytes | V8's code cache
 //   UNLOAD   -                                             id: number of the bundle
 //   INVOKE   u32 bundle | u8 n | execution, n bytes | input   id: number of the call, as in all that follow
 //   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | body of a response
@@ -16,7 +16,7 @@
 //            | output or [code, message, stack, retryable], n bytes | log lines joined by commas
 //   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 2 fetch, 3 neo.wallet) | JSON
 //   CHECKED  JSON null or {code, message, line, column}
-//   CODE     program                                       id: number of the bundle, or of the CHECK (form 1)
+//   CODE     program                                       id: number of the bundle, or of the CHECK (checked)
 //   LOADED   u8 why (0 a call, 1 warm, 2 worn) | u8 code (0 none, 1 used, 2 rejected) | 5 u32 µs   id: of the bundle
 //   FIRST    u32 µs of the first entry                     id: of the bundle
 //   UP       u32 µs since this process was started
@@ -36,7 +36,7 @@ const RESULT_BYTES = 23;
 const CALL_BYTES = 5;
 const COLD = 1;
 const FAILED = 2;
-const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2;
+const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2, FORM_QUICK = 4;
 const KEEP_CODE = 1, WARM_UP = 2;
 const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
 const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
@@ -199,7 +199,9 @@ function bundleOf(number, data, at, end) {
   const headAt = at + 4, programAt = headAt + data.readUInt32LE(at), textAt = programAt + 5;
   const head = JSON.parse(data.utf8Slice(headAt, programAt));
   const form = data[programAt];
-  const bundle = { number, isolate: null, source: '', text: null, code: null, exercised: form === FORM_EXERCISED, ...head };
+  const bundle = { number, isolate: null, source: '', text: null, code: null, ...head };
+  bundle.exercised = (form & FORM_EXERCISED) !== 0;
+  bundle.quick = (form & FORM_QUICK) !== 0;
   if (form === FORM_SOURCE) {
     bundle.source = data.utf8Slice(programAt + 1, end);
   } else {
@@ -210,11 +212,11 @@ function bundleOf(number, data, at, end) {
   return bundle;
 }
 
-function sendCode(form, id, { text, code }) {
+function sendCode(form, id, { text, code, quick }) {
   if (code.length > MAX_CODE_BYTES) return;
   const script = Buffer.from(text);
   const head = Buffer.allocUnsafe(5);
-  head[0] = form;
+  head[0] = form | (quick ? FORM_QUICK : 0);
   head.writeUInt32LE(script.length, 1);
   frames.send(FROM_CELL.CODE, id, head, script, code);
 }
@@ -254,7 +256,7 @@ function unload(number) {
 }
 
 async function check(id, source) {
-  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, ...source };
+  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, quick: false, ...source };
   const isolate = newIsolate(bundle);
   runner.watch();
   const wrong = await isolate.check(newCall(id, source.limits));

@@ -74,8 +74,8 @@ export class FunctionIsolate {
   // The limit by which the watchdog ended it.
   #ended = null;
 
-  // bundle: { number, file, source, text, code, exercised, secrets, limits, isolation }, of which `text` (the script),
-  // `code` (its code cache) and `exercised` are filled in. blank: a Blank with the bundle's memory limit.
+  // bundle: { number, file, source, text, code, exercised, quick, secrets, limits, isolation }, of which `text` (the
+  // script), `code` (its code cache), `exercised` and `quick` (its top level) are filled in. blank: a Blank with the bundle's memory limit.
   // runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs), ask(call, seq, kind, text),
   // timer(call, seq, ms), clearTimer(call, seq), flush(), watch(), closed(isolate), replace(isolate, bundle),
   // produced(bundle), first(bundle, ms).
@@ -229,13 +229,31 @@ export class FunctionIsolate {
   async #fill(realm, call) {
     const { file, secrets } = this.#bundle;
     realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
-    const slot = this.#begin(call);
-    try {
-      await realm.evaluate(this.#script, this.#entryMs(call));
-    } finally {
-      call.cpuNs += this.#leave(slot);
+    if (this.#bundle.quick) {
+      const { blackbox } = this.#runner;
+      const before = this.#cpuTime();
+      blackbox.enterMain(this.#bundle.number, call.id);
+      try {
+        realm.evaluateHere(this.#script, this.#entryMs(call));
+      } finally {
+        blackbox.leaveMain();
+        this.#toppedIn(call, this.#cpuTime() - before);
+      }
+    } else {
+      const slot = this.#begin(call);
+      try {
+        await realm.evaluate(this.#script, this.#entryMs(call));
+      } finally {
+        this.#toppedIn(call, this.#leave(slot));
+      }
     }
     realm.check(file);
+  }
+
+  // A top level that was quick runs on the main thread the next time.
+  #toppedIn(call, cpuNs) {
+    call.cpuNs += cpuNs;
+    this.#bundle.quick = cpuNs < QUICK_NS;
   }
 
   // For the next call; the first one that waits pays for it.
