@@ -211,6 +211,7 @@ export class FunctionIsolate {
     lap(3);
     await this.#fill(this.#realm, call);
     lap(4);
+    this.#sampleHeap();
   }
 
   async #compile() {
@@ -281,6 +282,7 @@ export class FunctionIsolate {
       this.#fail(this.#codeOf(payer, failure), payer);
       return;
     }
+    if (failure !== null) realm?.release();
     const waiting = this.#waiting.filter(({ over }) => !over);
     this.#waiting = [];
     if (failure === null) this.#realm = realm;
