@@ -1,14 +1,15 @@
-"""What V8's and Node's flags do to a cell: its start, cold and warm calls, memory. One interleaved run.
+"""What flags of V8 do to a cell: CPU time of its start, of cold and warm calls; memory. One interleaved run.
+
+CPU time of all threads of the cell, because other work on the machine hardly shows in it.
 
 python -m perf.flags --rounds 8
 """
 
 import argparse
 import asyncio
-import os
+import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,10 @@ from unittest.mock import patch
 
 import uvloop
 from tests.enclave_process import measure
-from tests.enclave_process.host import EXECUTION, HANDLES, Host, Process, output
+from tests.enclave_process.host import EXECUTION, HANDLES, Host, Process, output, rss_bytes
 
 from neolayer_enclave import protocol
 from neolayer_enclave.loading import NODE_FLAGS
-from neolayer_enclave.protocol import Statistics, Stats
 from perf.sources import source
 from perf.stats import median, ratio
 
@@ -36,11 +36,10 @@ SETS: Final[dict[str, tuple[str, ...]]] = {
     "optimize-for-size": ("--optimize-for-size",),
     "lite-mode": ("--lite-mode",),
     "semi-space 1 MB": ("--max-semi-space-size=1",),
+    "semi-space 4 MB": ("--max-semi-space-size=4",),
     "semi-space 32 MB": ("--max-semi-space-size=32",),
     "no-incremental-marking": ("--no-incremental-marking",),
-    "max-lazy": ("--max-lazy",),
     "no-opt (sparkplug)": ("--no-opt", "--sparkplug"),
-    "always-sparkplug": ("--always-sparkplug",),
     "gc + pool + flush": ("--single-threaded-gc", "--v8-pool-size=0", "--no-flush-bytecode"),
     "jitless": ("--jitless",),
 }
@@ -58,7 +57,7 @@ export default (input) => {
   return { hello: input.name, n: input.n + JSON.parse(text).length };
 }
 """
-COLUMNS: Final = ("process ms", "cold call ms (20 KB)", "small calls/s", "allocating calls/s", "RSS MB")
+COLUMNS: Final = ("start, ms", "cold call (20 KB), ms", "small call, µs", "allocating call, µs", "RSS, MB")
 COLD: Final = 8
 CALLS: Final = (6_000, 1_000)
 IN_FLIGHT: Final = 16
@@ -84,16 +83,12 @@ async def figures(flags: tuple[str, ...], folder: Path) -> tuple[float, ...]:
         process = await Process.start(folder, "--no-warm-up", "--no-code-cache")
     host = await Host.connect(process)
     try:
-        first = await host.load(measure.SOURCE)
-        output(await host.invoke(first, {"name": "x", "n": 1}))
-        process_ms = (await host.ask(Stats(), Statistics)).loads.process_us / 1e3
-        cold = []
+        output(await host.run(measure.SOURCE, {"name": "x", "n": 1}))
+        (cell,) = process.cells()
+        used = [cpu_ns(cell)]
         for _ in range(COLD):
-            bundle = await host.load(source(20_480))
-            begun = time.perf_counter()
-            output(await host.invoke(bundle, {"name": "x", "n": 1}))
-            cold.append((time.perf_counter() - begun) * 1e3)
-        rates = []
+            output(await host.run(source(20_480), {"name": "x", "n": 1}))
+        used.append(cpu_ns(cell))
         for text, calls in zip((measure.SOURCE, ALLOCATING), CALLS, strict=True):
             bundle = await host.load(text)
             body = protocol.encode_invoke(HANDLES[bundle], 0, EXECUTION.bytes, measure.INPUT)
@@ -101,14 +96,28 @@ async def figures(flags: tuple[str, ...], folder: Path) -> tuple[float, ...]:
                 lambda body=body: measure.Load(body), str(process.socket)
             )
             await load.run(calls // 5, IN_FLIGHT)
-            rates.append(await load.run(calls, IN_FLIGHT))
+            used.append(cpu_ns(cell))
+            await load.run(calls, IN_FLIGHT)
+            used.append(cpu_ns(cell))
             load.transport.close()
-        (cell,) = process.cells()
-        rss = int(Path(f"/proc/{cell}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        rss = rss_bytes(cell) / 2**20
     finally:
         await host.close()
         await process.stop()
-    return process_ms, sorted(cold)[COLD // 2], *rates, rss
+    start, cold, small_begun, small, large_begun, large = used
+    return (
+        start / 1e6,
+        (cold - start) / COLD / 1e6,
+        (small - small_begun) / CALLS[0] / 1e3,
+        (large - large_begun) / CALLS[1] / 1e3,
+        rss,
+    )
+
+
+def cpu_ns(pid: int) -> int:
+    """Of all threads that a process has now."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 async def run(rounds: int) -> str:
@@ -117,6 +126,8 @@ async def run(rounds: int) -> str:
     with tempfile.TemporaryDirectory() as top:
         for number in range(rounds):
             names = list(SETS)
+            # Whatever comes first in a round would always meet the same state of the machine.
+            random.Random(number // 2).shuffle(names)  # noqa: S311 - an order
             for name in names if number % 2 == 0 else names[::-1]:
                 samples[name].append(
                     await figures(SETS[name], Path(top) / f"{number}-{len(samples[name])}-{name}")
@@ -127,7 +138,7 @@ async def run(rounds: int) -> str:
         cells = []
         for index in range(len(COLUMNS)):
             values, base = ([sample[index] for sample in samples[key]] for key in (name, "none"))
-            middle = median(values).format("{:.1f}").split()[0]
+            middle = median(values).format("{:.2f}").split()[0]
             cells.append(middle if name == "none" else f"{middle} (× {ratio(values, base).format()})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

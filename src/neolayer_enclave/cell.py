@@ -235,6 +235,8 @@ class Cell(FramePeer):
         #: Numbers under which the cell knows bundles.
         self._numbers: dict[str, int] = {}
         self._loaded: dict[int, Bundle] = {}
+        #: Of those, whose code it has sent.
+        self._coded: set[int] = set()
         self._bundles = 0
         self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
         self._up_since: float | None = None
@@ -447,10 +449,13 @@ class Cell(FramePeer):
             if bundle := self._loaded.get(id):
                 self._loading.loaded(bundle.tenant, bundle.source, body)
         elif kind == CODE:
-            if body[0] == FORM_CHECKED:
+            if body[0] & FORM_CHECKED:
                 source = self._checked.get(id)
             else:
-                source = self._loaded[id].source if id in self._loaded else None
+                # Once for each: a cell must not fill the disk.
+                first = id in self._loaded and id not in self._coded
+                self._coded.add(id)
+                source = self._loaded[id].source if first else None
             if source is not None:
                 self._loading.keep(self.tenant, source, body)
         else:

@@ -72,21 +72,12 @@ class Loading:
         if self._code.has(name) and (kept := self._code.get(name)):
             self._bootstrap = kept
             return
-        process = await asyncio.create_subprocess_exec(
-            self._node, *NODE_FLAGS, BOOTSTRAP_MAKER, stdout=asyncio.subprocess.PIPE, env={}, cwd="/"
-        )
         try:
-            async with asyncio.timeout(BOOTSTRAP_MAKER_S):
-                made, _ = await process.communicate()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            made = b""
-        if process.returncode == 0 and made:
-            self._bootstrap = made
-            self._code.put(name, made)
+            self._bootstrap = await _made_bootstrap(self._node)
+        except (OSError, TimeoutError) as error:
+            _log.warning("the bootstrap has no code cache: %s", error)
         else:
-            _log.warning("the bootstrap has no code cache: its maker ended with %s", process.returncode)
+            self._code.put(name, self._bootstrap)
 
     def options(self) -> bytes:
         """Body of a cell's OPTIONS frame."""
@@ -103,7 +94,7 @@ class Loading:
         if self._code is None:
             return
         name = self._code.name(tenant, source)
-        if program[0] != FORM_CHECKED or not self._code.has(name):
+        if not program[0] & FORM_CHECKED or not self._code.has(name):
             self._code.put(name, program)
 
     def called(self, bundle: "Bundle") -> None:
@@ -157,6 +148,21 @@ class Loading:
             predictions_right=self.watcher.right if self.watcher else 0,
             predictions_wasted=self.watcher.wasted if self.watcher else 0,
         )
+
+
+async def _made_bootstrap(node: Path) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        node, *NODE_FLAGS, BOOTSTRAP_MAKER, stdout=asyncio.subprocess.PIPE, env={}, cwd="/"
+    )
+    try:
+        async with asyncio.timeout(BOOTSTRAP_MAKER_S):
+            made, _ = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    if process.returncode != 0:
+        raise OSError(f"its maker ended with {process.returncode}")
+    return made
 
 
 def engine(node: Path) -> bytes:

@@ -12,7 +12,7 @@ from neolayer_enclave.codecache import FOLDER, CodeCache
 from neolayer_enclave.keys import derive, simulated_root
 from neolayer_enclave.loading import engine
 from neolayer_enclave.protocol import Check, Checked, Loads, Statistics, Stats
-from tests.enclave_process.host import Host, Process, output
+from tests.enclave_process.host import Host, Process, logs, output
 
 #: Uses a part of itself, and fails at a place that a test knows.
 SOURCE = """
@@ -214,3 +214,42 @@ async def test_without_the_cache_nothing_is_kept(tmp_path: Path) -> None:
     assert statistics.cold_starts == 3
     assert not (tmp_path / "state" / FOLDER).exists()
     await enclave.stop()
+
+
+PROGRAMS = [
+    "export default (input) => ({ input, text: 'ü€😀' })",
+    "console.log('loaded'); let n = 0; export default () => { console.log('called', ++n); return n }",
+    "function deep(n) { if (n === 0) throw new RangeError('deep'); deep(n - 1) }\nexport default () => deep(3)",
+    "export default async (input, ctx) => { await null; return ctx.secrets.MISSING }",
+    "export default (input: { a: number }): number => input.a.b.c",
+    "throw new Error('top'); export default () => 1",
+    "export default () => { for (;;); }",
+    "export default () => 10n",
+    "const value = await Promise.resolve(5); export { f as default }; async function f() { return value }",
+]
+
+
+async def answers(process: Process) -> list[object]:
+    """What a host sees of each program's first three calls, times left out."""
+    host = await Host.connect(process)
+    seen: list[object] = []
+    for source in PROGRAMS:
+        bundle = await host.load(source, cpu_ms=100)
+        for _ in range(3):
+            result = await host.invoke(bundle, {"a": {}})
+            seen.append((source, result.output, result.error, logs(result)))
+        # Makes what is kept of it once it is exercised.
+        for _ in range(10):
+            await host.invoke(bundle, {"a": {}})
+        await asyncio.sleep(0.05)
+    await host.close()
+    return seen
+
+
+async def test_answers_are_the_same_without_with_empty_and_with_full_cache(tmp_path: Path) -> None:
+    seen = []
+    for options in (("--no-code-cache", "--no-warm-up"), (), ()):
+        enclave = await Process.start(tmp_path, *options)
+        seen.append(await answers(enclave))
+        await enclave.stop()
+    assert seen[0] == seen[1] == seen[2]

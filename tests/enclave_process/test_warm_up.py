@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from neolayer_enclave.protocol import Loads, Statistics, Stats, Warm, Warmed
-from neolayer_enclave.warmup import Forecast, available_memory
+from neolayer_enclave import warmup
+from neolayer_enclave.__main__ import bundled_node
+from neolayer_enclave.cell import Bundle
+from neolayer_enclave.cells import Cells
+from neolayer_enclave.egress import Egress
+from neolayer_enclave.loading import Loading
+from neolayer_enclave.protocol import Limits, Loads, Statistics, Stats, Warm, Warmed
+from neolayer_enclave.warmup import Forecast, WarmUp, available_memory
 from tests.enclave_process.host import HANDLES, Host, Process, Refusal, logs, output
 
 KEY = ("alice", "bundle")
@@ -86,6 +92,7 @@ async def test_calls_that_come_while_it_is_made_ready_wait_for_it(own_host: Host
     busy = "const end = Date.now() + 80; while (Date.now() < end); let n = 0; export default () => ++n"
     bundle = await own_host.load(busy)
     warming = asyncio.ensure_future(own_host.ask(Warm(HANDLES[bundle]), Warmed))
+    await asyncio.sleep(0.01)
     results = await asyncio.gather(*(own_host.invoke(bundle) for _ in range(5)))
     await warming
     assert sorted(output(result) for result in results) == [1, 2, 3, 4, 5]
@@ -154,3 +161,44 @@ def test_memory_is_the_machines_or_the_containers_whichever_is_less(tmp_path: Pa
     assert available_memory(meminfo, tmp_path) == 0.4
     assert available_memory(tmp_path / "none", tmp_path) == 1.0
     assert 0 < available_memory() < 1
+
+
+async def test_two_requests_are_both_answered_when_it_is_ready(own_host: Host) -> None:
+    busy = "const end = Date.now() + 100; while (Date.now() < end); export default () => 1"
+    bundle = await own_host.load(busy)
+    begun = time.monotonic()
+    both = await asyncio.gather(*(own_host.ask(Warm(HANDLES[bundle]), Warmed) for _ in range(2)))
+    assert time.monotonic() - begun > 0.1
+    assert [each.was_warm for each in both] == [False, True]
+
+
+async def test_isolates_at_rest_go_when_memory_runs_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "MEMORY_S", 0.02)
+    node = bundled_node()
+    assert node
+    web = Egress(allow_private=False)
+    cells = Cells(node, web, Loading(node, None, warm_up=True), most=2)
+    bundle = Bundle.make(
+        "alice", "one", b"", shown="one", source="export default () => 1", limits=Limits(), secrets={}, patterns=[]
+    )
+    cell = cells.of("alice")
+    assert not await cell.warm(bundle)
+    assert await cell.warm(bundle)
+
+    class Known:
+        def known(self, tenant: str, name: str) -> Bundle | None:
+            return bundle
+
+    share = 0.5
+    running = asyncio.ensure_future(WarmUp(Known(), cells, lambda: share).run())
+    await asyncio.sleep(0.1)
+    assert await cell.warm(bundle)
+    share = 0.07
+    await asyncio.sleep(0.1)
+    assert await cell.warm(bundle)  # it holds less than what may stay
+    share = 0.03
+    await asyncio.sleep(0.1)
+    running.cancel()
+    assert not await cell.warm(bundle)
+    await cells.close()
+    await web.close()

@@ -3,7 +3,7 @@
 //
 // Bodies of the frames, integers little endian:
 //   LOAD     u32 n | JSON {file, secrets, limits, isolation}, n bytes | program      id: number of the bundle
-//            program: u8 form (0 source, 1 checked, 2 exercised) | source, or u32 n | script, n bytes | V8's code cache
+//            program: u8 form (0 source, 1 checked, 2 exercised; + 4 quick top level) | source, or u32 n | script, n bytes | V8's code cache
 //   UNLOAD   -                                             id: number of the bundle
 //   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | input   id: number of the call, as in all that follow
 //   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
@@ -19,7 +19,7 @@
 //            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
 //            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
 //   CHECKED  JSON null or {code, message, line, column}
-//   CODE     program                                       id: number of the bundle, or of the CHECK (form 1)
+//   CODE     program                                       id: number of the bundle, or of the CHECK (checked)
 //   LOADED   u8 why (0 a call, 1 warm, 2 worn) | u8 code (0 none, 1 used, 2 rejected) | 5 u32 µs   id: of the bundle
 //   FIRST    u32 µs of the first entry                     id: of the bundle
 //   UP       u32 µs since this process was started
@@ -47,10 +47,11 @@ const EXECUTION_AT = 5;
 const INPUT_AT = 21;
 const COLD = 1;
 const FAILED = 2;
-const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2;
+const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2, FORM_QUICK = 4;
 const KEEP_CODE = 1, WARM_UP = 2;
 const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
 const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
+const MAX_CODE_BYTES = 4 * 1024 * 1024;
 // The limit of most functions: for such a one a blank isolate is made ahead.
 const BLANK_MB = 128;
 
@@ -194,7 +195,8 @@ function invoke(id, data, at, end) {
 async function load(isolate, bundle, call, why) {
   runner.watch();
   const hadCode = bundle.code !== null;
-  const loaded = await isolate.open(call);
+  isolate.opening = isolate.open(call);
+  const loaded = await isolate.opening;
   if (loaded) {
     const body = Buffer.allocUnsafe(2 + 4 * isolate.phasesMs.length);
     body[0] = why;
@@ -207,20 +209,25 @@ async function load(isolate, bundle, call, why) {
 
 async function warm(id, number) {
   const bundle = bundles.get(number);
-  let outcome = WARM_WAS_THERE;
+  let loaded, outcome;
   if (bundle.isolate === null || bundle.isolate.retired) {
-    const isolate = bundle.isolate = newIsolate(bundle);
-    const loaded = await load(isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
-    outcome = loaded ? WARM_MADE : WARM_FAILED;
+    bundle.isolate = newIsolate(bundle);
+    loaded = await load(bundle.isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
+    outcome = WARM_MADE;
+  } else {
+    loaded = await bundle.isolate.opening;
+    outcome = WARM_WAS_THERE;
   }
-  frames.send(FROM_CELL.WARMED, id, Buffer.of(outcome));
+  frames.send(FROM_CELL.WARMED, id, Buffer.of(loaded ? outcome : WARM_FAILED));
 }
 
 function bundleOf(number, data, at, end) {
   const headAt = at + 4, programAt = headAt + data.readUInt32LE(at), textAt = programAt + 5;
   const head = JSON.parse(data.utf8Slice(headAt, programAt));
   const form = data[programAt];
-  const bundle = { number, isolate: null, source: '', text: null, code: null, exercised: form === FORM_EXERCISED, ...head };
+  const bundle = { number, isolate: null, source: '', text: null, code: null, ...head };
+  bundle.exercised = (form & FORM_EXERCISED) !== 0;
+  bundle.quick = (form & FORM_QUICK) !== 0;
   if (form === FORM_SOURCE) {
     bundle.source = data.utf8Slice(programAt + 1, end);
   } else {
@@ -231,10 +238,11 @@ function bundleOf(number, data, at, end) {
   return bundle;
 }
 
-function sendCode(form, id, { text, code }) {
+function sendCode(form, id, { text, code, quick }) {
+  if (code.length > MAX_CODE_BYTES) return;
   const script = Buffer.from(text);
   const head = Buffer.allocUnsafe(5);
-  head[0] = form;
+  head[0] = form | (quick ? FORM_QUICK : 0);
   head.writeUInt32LE(script.length, 1);
   frames.send(FROM_CELL.CODE, id, head, script, code);
 }
@@ -283,7 +291,7 @@ function unload(number) {
 }
 
 async function check(id, source) {
-  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, ...source };
+  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, quick: false, ...source };
   const isolate = newIsolate(bundle);
   runner.watch();
   const wrong = await isolate.check(newCall(id, source.limits));
@@ -328,6 +336,7 @@ function newIsolate(bundle) {
     fresh = new Blank(bundle.limits.memory_mb, bootstrapCode);
   }
   const isolate = new FunctionIsolate(bundle, runner, fresh);
+  isolate.lastUsed = performance.now();
   isolates.add(isolate);
   return isolate;
 }

@@ -27,10 +27,13 @@ export async function prepare(isolate, source, file) {
 export async function compile(isolate, text, file, cached, here) {
   const options = { filename: file, lineOffset: LINE_OFFSET };
   if (cached !== null) options.cachedData = new ivm.ExternalCopy(toArrayBuffer(cached));
+  // The copy is given back at once: its memory is outside of the heap that decides when to collect.
   try {
     return here ? isolate.compileScriptSync(text, options) : await isolate.compileScript(text, options);
   } catch (error) {
     throw syntaxError(error);
+  } finally {
+    options.cachedData?.release();
   }
 }
 

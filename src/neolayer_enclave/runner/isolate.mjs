@@ -25,7 +25,6 @@ const LEAST_BYTES = 2 * 1024 * 1024;
 const SMALL_TEXT = 16_384;
 // A function has shown what it uses after so many calls; one that never rests, after the larger number.
 const EXERCISED_CALLS = 10, EXERCISED_UNDER_LOAD = 200;
-const MAX_CODE_BYTES = 4 * 1024 * 1024;
 // An isolate is replaced when it holds this part of its limit or has served so many calls; a young one is not.
 const WATERMARK = 0.75, MAX_CALLS = 100_000, YOUNG_CALLS = 20;
 // isolated-vm's own texts.
@@ -46,6 +45,8 @@ export class FunctionIsolate {
   // Of the load: isolate, context, prepare, compile, evaluate.
   phasesMs = [0, 0, 0, 0, 0];
   codeRejected = false;
+  // Of `open`.
+  opening = null;
 
   #bundle;
   #runner;
@@ -73,9 +74,9 @@ export class FunctionIsolate {
   // The limit by which the watchdog ended it.
   #ended = null;
 
-  // bundle: { number, file, source, text, code, exercised, secrets, limits, isolation }, of which `text` (the script),
-  // `code` (its code cache) and `exercised` are filled in. blank: a Blank with the bundle's memory limit.
-  // runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
+  // bundle: { number, file, source, text, code, exercised, quick, secrets, limits, isolation }, of which `text` (the
+  // script), `code` (its code cache), `exercised` and `quick` (its top level) are filled in. blank: a Blank with the
+  // bundle's memory limit. runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
   // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(), watch(),
   // closed(isolate), replace(isolate, bundle), produced(bundle), first(bundle, ms).
   constructor(bundle, runner, blank) {
@@ -125,7 +126,7 @@ export class FunctionIsolate {
 
   // `now` as of performance.now().
   use(now) {
-    const gap = this.lastUsed > 0 ? now - this.lastUsed : 0;
+    const gap = now - this.lastUsed;
     this.gapMs = this.gapMs === 0 ? gap : this.gapMs + GAP_WEIGHT * (gap - this.gapMs);
     this.lastUsed = now;
   }
@@ -210,6 +211,7 @@ export class FunctionIsolate {
     lap(3);
     await this.#fill(this.#realm, call);
     lap(4);
+    this.#sampleHeap();
   }
 
   async #compile() {
@@ -228,13 +230,31 @@ export class FunctionIsolate {
   async #fill(realm, call) {
     const { file, secrets } = this.#bundle;
     realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
-    const slot = this.#begin(call);
-    try {
-      await realm.evaluate(this.#script, this.#entryMs(call));
-    } finally {
-      call.cpuNs += this.#leave(slot);
+    if (this.#bundle.quick) {
+      const { blackbox } = this.#runner;
+      const before = this.#cpuTime();
+      blackbox.enterMain(this.#bundle.number, call.id);
+      try {
+        realm.evaluateHere(this.#script, this.#entryMs(call));
+      } finally {
+        blackbox.leaveMain();
+        this.#toppedIn(call, this.#cpuTime() - before);
+      }
+    } else {
+      const slot = this.#begin(call);
+      try {
+        await realm.evaluate(this.#script, this.#entryMs(call));
+      } finally {
+        this.#toppedIn(call, this.#leave(slot));
+      }
     }
     realm.check(file);
+  }
+
+  // A top level that was quick runs on the main thread the next time.
+  #toppedIn(call, cpuNs) {
+    call.cpuNs += cpuNs;
+    this.#bundle.quick = cpuNs < QUICK_NS;
   }
 
   // For the next call; the first one that waits pays for it.
@@ -262,6 +282,7 @@ export class FunctionIsolate {
       this.#fail(this.#codeOf(payer, failure), payer);
       return;
     }
+    if (failure !== null) realm?.release();
     const waiting = this.#waiting.filter(({ over }) => !over);
     this.#waiting = [];
     if (failure === null) this.#realm = realm;
@@ -492,10 +513,8 @@ export class FunctionIsolate {
     this.#producing = true;
     try {
       const code = await codeOf(this.#isolate, this.#bundle.text, this.#bundle.file);
-      if (code.length <= MAX_CODE_BYTES) {
-        this.#bundle.code = code;
-        this.#runner.produced(this.#bundle);
-      }
+      this.#bundle.code = code;
+      this.#runner.produced(this.#bundle);
     } catch {
       // it was disposed meanwhile
     }

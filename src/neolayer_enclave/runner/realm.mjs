@@ -49,10 +49,16 @@ export class Realm {
     this.#main.release();
   }
 
-  // Runs the function's top level, on another thread. Throws what isolated-vm throws at limits.
+  // Runs the function's top level on another thread, or here. Throws what isolated-vm throws at limits.
   async evaluate(script, timeout) {
     const source = script.runSync(this.#context, { reference: true });
     await this.install.apply(undefined, [source.derefInto()], { timeout });
+    source.release();
+  }
+
+  evaluateHere(script, timeout) {
+    const source = script.runSync(this.#context, { reference: true });
+    this.install.applySync(undefined, [source.derefInto()], { timeout });
     source.release();
   }
 
