@@ -34,7 +34,7 @@ LAUNCH: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from neolayer_enclave.launcher.main import main; main()"
 )
 #: Niceness of what starts behind others.
-BEHIND: Final = 10
+BEHIND: Final = 15
 CAP_SYS_NICE: Final = 23
 #: Above those that the launcher inherits.
 FIRST_FREE_FD: Final = 10
