@@ -117,6 +117,12 @@ class CellProcess:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
+    async def discard(self) -> int:
+        """End one that nobody took; returns its exit code."""
+        self.kill()
+        self.socket.close()
+        return await self.ended
+
     def promote(self) -> None:
         """Let it have its share of the processors."""
         self.behind = False
