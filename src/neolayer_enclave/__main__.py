@@ -117,9 +117,7 @@ async def _probe(arguments: argparse.Namespace) -> None:
     hardening, blank = await settle(_node(arguments), arguments.without)
     if blank is None:
         raise NoNode(f"no cell can be started: {next(iter(hardening.off.values()))[1]}")
-    blank.kill()
-    blank.socket.close()
-    await blank.ended
+    await blank.discard()
     print(msgspec.json.encode([msgspec.structs.asdict(layer) for layer in hardening.table()]).decode())
 
 

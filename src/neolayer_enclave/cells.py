@@ -33,6 +33,7 @@ TENURE_S: Final = 1.0
 STARTS: Final = max(2, os.cpu_count() or 1)
 #: A spare is made this long after the last one was taken, out of the way of the call that took it.
 REFILL_AFTER_S: Final = 0.25
+SPARE_DIED_S: Final = 2.0
 #: What a cell costs with a few isolates in it, mostly shared: a blank one shows 51 MB, of which 16 are its own.
 CELL_BYTES: Final = 60 * 1024 * 1024
 IDLE_S: Final = 300.0
@@ -129,9 +130,7 @@ class Cells:
             blank.ended.add_done_callback(lambda _: self._ended(blank))
             self._blank.append(blank)
         elif blank:
-            blank.kill()
-            blank.socket.close()
-            await blank.ended
+            await blank.discard()
         self._tend()
         self._reap()
 
@@ -227,7 +226,7 @@ class Cells:
                 return
             _log.warning("a spare cell ended with %s: %s", process.ended.result(), process.last_words())
             # Not at once again: what ends one may end the next.
-            self._taken = time.monotonic()
+            self._taken = time.monotonic() + SPARE_DIED_S
 
     def _refill(self, now: float) -> None:
         """Make one spare at a time, when nobody needs the processors more."""

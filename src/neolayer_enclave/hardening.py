@@ -127,7 +127,7 @@ async def settle(node: Path, without: Collection[str] = ()) -> tuple[Hardening, 
         hardening.on = [name for name in PREVENTS if name in (*hardening.on, suspect)]
         retried, _, reason = await _trial(hardening)
         if retried:
-            process.kill()
+            await process.discard()
             process = retried
             del hardening.off[suspect]
         else:
@@ -149,9 +149,7 @@ async def _trial(hardening: Hardening) -> tuple[CellProcess | None, str, str]:
         await asyncio.sleep(0.005)
     if process.up and not ended.is_set():
         return process, "", ""
-    process.kill()
-    process.socket.close()
-    code = await process.ended
+    code = await process.discard()
     if process.failure:
         return None, *process.failure
     words = process.last_words()[-300:]

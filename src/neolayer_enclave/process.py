@@ -34,7 +34,7 @@ LAUNCH: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from neolayer_enclave.launcher.main import main; main()"
 )
 #: Niceness of what starts behind others.
-BEHIND: Final = 10
+BEHIND: Final = 15
 CAP_SYS_NICE: Final = 23
 #: Above those that the launcher inherits.
 FIRST_FREE_FD: Final = 10
@@ -116,6 +116,12 @@ class CellProcess:
         for descriptor in self._watched:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+    async def discard(self) -> int:
+        """End one that nobody took; returns its exit code."""
+        self.kill()
+        self.socket.close()
+        return await self.ended
 
     def promote(self) -> None:
         """Let it have its share of the processors."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -29,9 +30,7 @@ async def settled(*without: str) -> Hardening:
     assert node
     hardening, blank = await settle(node, without)
     assert blank
-    blank.kill()
-    blank.socket.close()
-    await blank.ended
+    await blank.discard()
     return hardening
 
 
@@ -155,6 +154,31 @@ async def test_without_any_layer_calls_are_served(tmp_path: Path) -> None:
     assert enclave.ready["missing_layers"] == list(PREVENTS)
     await host.close()
     assert await enclave.stop() == 0
+
+
+async def test_a_layer_that_keeps_node_from_starting_is_found_and_left_out(tmp_path: Path) -> None:
+    """Here nobody but root may execute Node, so that the change of user is to blame, and it alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root changes its user")
+    usual = await settled()
+    node = tmp_path / "node"
+    shutil.copy(usual.node, node)
+    node.chmod(0o700)
+    hardening, blank = await settle(node)
+    assert blank
+    await blank.discard()
+    assert set(usual.on) - set(hardening.on) == {"user"}
+    assert hardening.off["user"] == ("unavailable", "/node: Permission denied")
+
+
+async def test_where_no_cell_starts_the_enclave_says_why(tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    node.write_text("#!/bin/sh\nexit 3\n")
+    node.chmod(0o755)
+    hardening, blank = await settle(node)
+    assert blank is None
+    assert hardening.on == []
+    assert set(hardening.off) == set(PREVENTS)
 
 
 async def test_an_enclave_without_roots_rights_hardens_its_cells_too(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from neolayer.cli.output import console, print_json
 from neolayer.core.errors import ServiceError
 from neolayer.core.settings import Settings
 from neolayer.enclave import EnclaveClient
-from neolayer.supervisor.errors import MissingPackage
+from neolayer.supervisor.errors import HomeUnusable, MissingPackage
 from neolayer.supervisor.part import NotReady, answers_http, package_folder, without_secrets
 from neolayer.supervisor.places import Places
 
@@ -123,9 +123,14 @@ async def _disk(settings: Settings) -> list[Finding]:
 
 async def _layers(settings: Settings) -> list[Finding]:
     """As the running enclave reports them; without one they are tried here."""
-    socket = settings.enclave_socket or Places.open(settings.home).enclave_socket
+    socket = settings.enclave_socket
+    if socket is None and settings.home.is_dir():
+        try:
+            socket = Places.open(settings.home).enclave_socket
+        except HomeUnusable as error:
+            return [Finding(state="fail", name="home", detail=error.detail, remedy="set NEOLAYER_HOME")]
     table: list[dict[str, Any]]
-    if socket.is_socket():
+    if socket is not None and socket.is_socket():
         client = EnclaveClient(socket)
         try:
             table = msgspec.convert(
