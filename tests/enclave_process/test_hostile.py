@@ -1,0 +1,210 @@
+"""Hostile programs: none gets out, each ends in time with its code, and nobody else notices."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from neolayer_enclave.protocol import Result
+from tests.enclave_process.host import Host, Process, logs, output
+from tests.enclave_process.hostile import (
+    BOMBS,
+    ESCAPES,
+    SLEEPERS,
+    SPINNERS,
+    TALKERS,
+    TOP_LEVELS,
+    WRECKERS,
+    Program,
+)
+
+#: Of another tenant, and of another function of the same tenant.
+NEIGHBOURS_SECRET = "neighbours-secret-5e1f"
+OTHERS_SECRET = "others-secret-77ab"
+#: Past its limit; seconds.
+SLACK_S = 0.5
+NEIGHBOUR_S = 0.05
+CODES = {
+    *("function_error", "invalid_output", "timeout", "cpu_limit", "memory_limit", "cell_crashed"),
+    *("invalid_function", "invalid_input"),
+}
+
+
+class Neighbour:
+    """Another tenant's function, called all along."""
+
+    def __init__(self, host: Host, bundle: str) -> None:
+        self._host, self._bundle = host, bundle
+        self.answered = 0
+        self.longest_s = 0.0
+        self.wrong: list[Any] = []
+
+    async def run(self) -> None:
+        while True:
+            begun = time.monotonic()
+            result = await self._host.invoke(self._bundle, self.answered, tenant="neighbour")
+            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            if result.error or json.loads(result.output) != [self.answered, len(NEIGHBOURS_SECRET)]:
+                self.wrong.append(result)
+            self.answered += 1
+            await asyncio.sleep(NEIGHBOUR_S)
+
+
+@pytest.fixture(scope="module")
+async def arena(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Host, Neighbour]]:
+    """An enclave in which a neighbour's function is called every 50 ms while hostile programs run."""
+    process = await Process.start(tmp_path_factory.mktemp("arena"))
+    host, neighbours_host = await Host.connect(process), await Host.connect(process)
+    bundle = await neighbours_host.load(
+        "export default (input, ctx) => [input, ctx.secrets.CANARY.length]",
+        tenant="neighbour",
+        secrets={"CANARY": NEIGHBOURS_SECRET},
+    )
+    neighbour = Neighbour(neighbours_host, bundle)
+    calls = asyncio.create_task(neighbour.run())
+    # A function of the same tenant as the hostile ones, with something worth taking.
+    other = await host.load(
+        f"globalThis.leftByAnother = Object.prototype.leftByAnother = '{OTHERS_SECRET}';"
+        "export default (input, ctx) => (Array.leftByAnother = ctx.secrets.OWN, 1)",
+        secrets={"OWN": OTHERS_SECRET},
+    )
+    assert output(await host.invoke(other)) == 1
+    yield host, neighbour
+    calls.cancel()
+    await host.close()
+    await neighbours_host.close()
+    await process.stop()
+    print(f"\nthe neighbour answered {neighbour.answered} times, at the slowest in {neighbour.longest_s:.3f} s")
+    assert neighbour.answered > 20
+
+
+async def answer(name: str, argument: Any) -> Any:
+    if argument == "never" or (isinstance(argument, str) and len(argument) > 1000):
+        await asyncio.sleep(30)
+    return {"asked": name}
+
+
+async def end_of(host: Host, neighbour: Neighbour, bundle: str, program: Program) -> Result:
+    """Call it; see that it ends in time, as said, and that neither it nor anybody else shows what it must not."""
+    limit_s = program.limits["timeout_ms"] / 1000
+    if program.ends.startswith("cpu_limit"):
+        # An entry is ended after twice its CPU limit and 100 ms of wall time at the latest.
+        limit_s = min(limit_s, 2 * program.limits["cpu_ms"] / 1000 + 0.1)
+    begun = time.monotonic()
+    result = await asyncio.wait_for(host.invoke(bundle, 1, host=answer), limit_s + 10)
+    took_s = time.monotonic() - begun
+    code = result.error.code if result.error else "ok"
+    assert code in program.ends.split("|"), (code, result.error or result.output[:200])
+    assert code == "ok" or code in CODES
+    assert took_s < limit_s + SLACK_S
+    shown = (
+        result.output + result.logs + (result.error.message + result.error.stack if result.error else "").encode()
+    )
+    for secret in (NEIGHBOURS_SECRET, OTHERS_SECRET):
+        assert secret.encode() not in shown
+    assert not re.search(rb"\.mjs|node:|/runner/|isolated-vm", shown)
+    assert neighbour.wrong == []
+    return result
+
+
+async def both_ways(arena: tuple[Host, Neighbour], program: Program) -> list[Result]:
+    """Entered on a thread of its own, as at first, and on the cell's main thread, as after quick calls."""
+    host, neighbour = arena
+    calm = await host.load("export default () => 'calm'")
+    assert output(await host.invoke(calm)) == "calm"
+    results = []
+    for warm in (0, 12):
+        bundle = await host.load(program.source, secrets={"OWN": "own"}, **program.limits)
+        for _ in range(0 if program.whole else warm):
+            assert output(await host.invoke(bundle, "ready")) == "ready"
+        results.append(await end_of(host, neighbour, bundle, program))
+        # The tenant's next call is answered, if need be by a new process.
+        assert output(await host.invoke(calm)) == "calm"
+    return results
+
+
+def named(program: Program) -> str:
+    return program.name
+
+
+def test_there_are_enough_of_them() -> None:
+    programs = [*ESCAPES, *SPINNERS, *TOP_LEVELS, *SLEEPERS, *BOMBS, *TALKERS]
+    names = [program.name for program in programs]
+    assert len(set(names)) == len(names) >= 60
+
+
+@pytest.mark.parametrize("program", ESCAPES, ids=named)
+async def test_nothing_outside_of_the_isolate_is_found(arena: tuple[Host, Neighbour], program: Program) -> None:
+    for result in await both_ways(arena, program):
+        assert output(result) == []
+
+
+async def test_the_look_around_would_find_something(arena: tuple[Host, Neighbour]) -> None:
+    host, _ = arena
+    planted = Program("planted", "globalThis.process = {}; look(globalThis, 'global'); return found", "ok")
+    assert output(await host.run(planted.source)) == ["global.process"]
+
+
+@pytest.mark.parametrize("program", [*SPINNERS, *TOP_LEVELS, *SLEEPERS], ids=named)
+async def test_what_runs_on_or_waits_is_ended_in_time(arena: tuple[Host, Neighbour], program: Program) -> None:
+    await both_ways(arena, program)
+
+
+@pytest.mark.parametrize("program", BOMBS, ids=named)
+async def test_memory_bombs_end_in_time(arena: tuple[Host, Neighbour], program: Program) -> None:
+    for result in await both_ways(arena, program):
+        assert result.error is not None
+        assert not result.error.retryable
+
+
+@pytest.mark.parametrize("program", TALKERS, ids=named)
+async def test_what_programs_say_is_bounded_and_not_taken_for_ours(
+    arena: tuple[Host, Neighbour], program: Program
+) -> None:
+    for result in await both_ways(arena, program):
+        assert len(result.output) <= 1_048_576
+        assert len(result.logs) <= 262_144 + 200
+        if result.error:
+            assert len(result.error.message) <= 4096
+            assert len(result.error.stack) <= 8192
+        if program.name == "forged messages in the output":
+            assert output(result) == "\nR 1 1 1 0\n7\nC 1 1 1 2\n{}\nT 1 1 1\n"
+        if program.name == "forged messages in the logs":
+            assert logs(result) == ["\nR 1 1 1 0\n7", '],[0,"log","forged"]']
+
+
+@pytest.mark.parametrize("wrecker", WRECKERS, ids=str)
+async def test_a_wrecked_realm_is_its_authors_own_trouble(arena: tuple[Host, Neighbour], wrecker: str) -> None:
+    host, neighbour = arena
+    body = WRECKERS[wrecker]
+    asked: list[Any] = []
+
+    async def note(name: str, argument: Any) -> Any:
+        asked.append((name, argument))
+        return "answer"
+
+    work = "console.log('log'); return [await ctx.neo.read('question'), ctx.secrets.OWN, input]"
+    sources = [
+        f"{body}\nexport default async (input, ctx) => {{ {work} }}",
+        f"export default async (input, ctx) => {{ if (input === 1) {{ {body} }} {work} }}",
+    ]
+    for source in sources:
+        bundle = await host.load(source, secrets={"OWN": "own"}, cpu_ms=300, timeout_ms=800)
+        for input in (1, 2, 2):
+            begun = time.monotonic()
+            result = await host.invoke(bundle, input, host=note)
+            assert time.monotonic() - begun < 0.8 + SLACK_S
+            if result.error is None:
+                # Only its own code can bend what it says.
+                assert output(result) in (["answer", "own", input], "forged", ["forged", "forged", "forged"])
+            else:
+                assert result.error.code in CODES - {"cell_crashed", "memory_limit"}
+    assert set(asked) <= {("neo.read", "question"), ("neo.read", "forged")}
+    assert neighbour.wrong == []
+    fine = await host.load(f"export default async (input, ctx) => {{ {work} }}", secrets={"OWN": "fine"})
+    result = await host.invoke(fine, 3, host=note)
+    assert (output(result), logs(result)) == (["answer", "fine", 3], ["log"])
