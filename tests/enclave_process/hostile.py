@@ -61,7 +61,8 @@ def _programs(ends: str, texts: dict[str, str], *, whole: bool = False, **limits
 
 
 #: Each returns what it found; anything is an escape.
-ESCAPES = _programs(
+ESCAPES = [
+    *_programs(
     "ok",
     {
         "walk from the global object": "look(globalThis, 'globalThis', 9); return found",
@@ -88,11 +89,6 @@ ESCAPES = _programs(
           await new Promise((resolve) => setTimeout(resolve, 5));
           attempt(() => globalThis.leak, 'leak');
           return found""",
-        "import of host modules": """
-          for (const name of ['fs', 'node:fs', 'process', 'isolated-vm', './cell.mjs', 'data:text/javascript,export{}'])
-            look(await import(name).catch((error) => error), name);
-          return found""",
-        "import.meta": "look(import.meta, 'import.meta'); return [...found, ...Object.keys(import.meta)]",
         "call sites of a stack": """
           const sites = [];
           Error.prepareStackTrace = (error, frames) => { for (const frame of frames) sites.push(frame); return '' };
@@ -141,20 +137,6 @@ ESCAPES = _programs(
           attempt(() => ctx.neo.read.call(globalThis, new Proxy({}, { get(t, k) { look(this); return undefined } })), 'x');
           attempt(() => Reflect.construct(ctx.neo.read, [], Array), 'construct');
           attempt(() => { ctx.neo.read = 1; Object.defineProperty(ctx, 'neo', { value: 1 }) }, 'frozen');
-          return found""",
-        "properties put under the bootstrap's records": """
-          const caught = [];
-          for (const key of ['id', 'over', 'pending', 'seq', 'kind', 'resolve', 'reject', 'frames', 'logs', 'timers',
-            'callback', 'args', 'code', 'message', 'url', 'status', 'headers', 'get', 'set', 'value', 'then', 'toJSON'])
-            Object.defineProperty(Object.prototype, key, { __proto__: null, configurable: true,
-              set(value) { caught.push(this, value) }, get() { caught.push(this); return undefined } });
-          await ctx.neo.read({ a: 1 }).catch(() => {});
-          await fetch('https://nowhere.example/').catch((error) => caught.push(error));
-          console.log({ a: 1 }); setTimeout(() => {}, 1);
-          for (const key of Object.keys(Object.getOwnPropertyDescriptors(Object.prototype)))
-            if (!/^(constructor|__|has|is|prop|to|value)/.test(key) || key === 'toJSON' || key === 'value')
-              delete Object.prototype[key];
-          for (const value of caught) look(value, 'caught');
           return found""",
         "prototypes that keep what passes": """
           const caught = [];
@@ -228,7 +210,33 @@ ESCAPES = _programs(
           return found""",
     },
     cpu_ms=2_000, timeout_ms=4_000,
-)  # fmt: skip
+    ),
+    # The loader knows neither `import()` nor `import.meta`.
+    *_programs("invalid_function", {
+        "import of host modules": """
+          for (const name of ['fs', 'node:fs', 'process', 'isolated-vm', './cell.mjs', 'data:text/javascript,export{}'])
+            look(await import(name).catch((error) => error), name);
+          return found""",
+        "import.meta": "look(import.meta, 'import.meta'); return [...found, ...Object.keys(import.meta)]",
+    }),
+    # Whoever breaks what the language's own objects inherit breaks their own calls first.
+    *_programs("ok|function_error", {
+        "properties put under the bootstrap's records": """
+          const caught = [];
+          for (const key of ['id', 'over', 'pending', 'seq', 'kind', 'resolve', 'reject', 'frames', 'logs', 'timers',
+            'callback', 'args', 'code', 'message', 'url', 'status', 'headers', 'get', 'set', 'value', 'then', 'toJSON'])
+            Object.defineProperty(Object.prototype, key, { __proto__: null, configurable: true,
+              set(value) { caught.push(this, value) }, get() { caught.push(this); return undefined } });
+          await ctx.neo.read({ a: 1 }).catch(() => {});
+          await fetch('https://nowhere.example/').catch((error) => caught.push(error));
+          console.log({ a: 1 }); setTimeout(() => {}, 1);
+          for (const key of Object.keys(Object.getOwnPropertyDescriptors(Object.prototype)))
+            if (!/^(constructor|__|has|is|prop|to|value)/.test(key) || key === 'toJSON' || key === 'value')
+              delete Object.prototype[key];
+          for (const value of caught) look(value, 'caught');
+          return found""",
+    }, cpu_ms=2_000, timeout_ms=4_000),
+]  # fmt: skip
 
 #: They run on until they are ended.
 SPINNERS = [
