@@ -174,6 +174,7 @@ async def run(rounds: int) -> str:
         f" Median of {rounds} interleaved rounds of {REPEATS} cold starts each, with its 95 % bootstrap interval."
         " Sources are those of `perf/sources.py`; a call uses a fifth of their functions.",
         "",
+        "",
     ]
     return "\n".join(head) + await compare_code_cache(rounds) + "\n\n" + await compare_warm_up(rounds) + "\n"
 
