@@ -117,7 +117,10 @@ def _delegate(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Groups of enclaves that were killed; those in use refuse."""
+    """Groups of enclaves that were killed. A living one's may be empty just because its cell is on the way."""
     for each in folder.glob(f"{PREFIX}*"):
+        maker = each.name.split("-")[1]
+        if maker.isdigit() and int(maker) != os.getpid() and Path(f"/proc/{maker}").exists():
+            continue
         with contextlib.suppress(OSError):
             each.rmdir()
