@@ -83,7 +83,7 @@ FUNCTIONS: Final = {
       };
       export default async (input, ctx) => {
         visited.clear();
-        for (const each of [globalThis, ctx, input, new Error().stack, import.meta]) walk(each, 0);
+        for (const each of [globalThis, ctx, input, new Error().stack]) walk(each, 0);
         await ctx.neo.read({ contract: 'nothing', method: 'nothing' }).catch((error) => walk(error, 0));
         return [...seen].map(print);
       }""",

@@ -74,7 +74,7 @@ async def _invoke(system: System, key: str, name: str, input: str) -> tuple[int,
 
 
 def _memory(system: System) -> tuple[float, float, int]:
-    """RSS and PSS of the service's processes but PostgreSQL, Valkey and the chain, in MiB, and how many there are."""
+    """RSS and PSS in MiB of the processes of the service but PostgreSQL, Valkey and the chain; their number."""
     rss = pss = count = 0
     ours = [process for process in system.processes() if _is_ours(process)]
     for process in ours + [child for each in ours for child in each.children(recursive=True)]:
@@ -125,8 +125,8 @@ async def run(system: System, tenants: int, each: int) -> list[str]:
     right = sum(output == at // tenants for at, (_, output, _) in enumerate(results))
     lines.append(
         f"| {tenants} tenants × {each} waiting on `fetch` | {len(results)} in flight after {reached:.1f} s,"
-        f" {len(errors)} errors, {right} right answers; RSS {rss:,.0f} MiB, PSS {pss:,.0f} MiB in {count} processes"
-        f" (before: {before[0]:,.0f} and {before[1]:,.0f} MiB in {before[2]}) |"
+        f" {len(errors)} errors, {right} right answers; RSS {rss:,.0f} MiB, PSS {pss:,.0f} MiB in {count}"
+        f" processes (before: {before[0]:,.0f} and {before[1]:,.0f} MiB in {before[2]}) |"
     )
     if errors:
         print(errors[:3])
@@ -161,8 +161,9 @@ async def main(tenants: int, each: int) -> str:
         "# Many tenants at once",
         "",
         f"`python -m perf.crowd --tenants {tenants} --each {each}` on {os.cpu_count()} cores,"
-        f" {datetime.now(UTC):%Y-%m-%d}. Through the whole service, each tenant with its own key, function and cell."
-        " Memory is that of enclave, cells, API and worker. Aims: no errors, at most 6,144 MiB of RSS, nobody starved.",
+        f" {datetime.now(UTC):%Y-%m-%d}. Through the whole service, each tenant with its own key and functions."
+        " Memory is that of enclave, cells, API and worker. Aims: no errors, at most 6,144 MiB of RSS, nobody"
+        " starved.",
         "",
         "| what | figure |",
         "|---|---|",

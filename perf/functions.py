@@ -1,8 +1,8 @@
 """Warm invocations over HTTP: the whole service against workerd and against bare Node + isolated-vm.
 
-All three serve the same function in one interleaved run on this machine. The service checks the API key, passes two
-processes and records each execution in PostgreSQL; the other two do neither. Needs `wrk` (Debian: apt install wrk)
-and Node's npm packages in perf/peers, which it installs:
+All three serve the same function in one interleaved run on this machine. The service checks the API key, passes
+two processes and records each execution in PostgreSQL; the other two do neither. Needs `wrk` (Debian: apt install
+wrk) and the npm packages of perf/peers, which it installs:
 
     python -m perf.functions --rounds 10 --write docs/performance/functions.md
 """
@@ -177,11 +177,11 @@ async def run(rounds: int, seconds: int) -> str:
         "",
         f"`python -m perf.functions --rounds {rounds} --seconds {seconds}` on {os.cpu_count()} cores,"
         f" {datetime.now(UTC):%Y-%m-%d}; load generator (`wrk -t1`) on the same machine. Median of {rounds}"
-        " interleaved rounds with its 95 % bootstrap interval. Aims: at 100 connections at least 1.25 times workerd's"
-        " requests per second, at 1 connection at most 1.2 times its p50.",
+        " interleaved rounds with its 95 % bootstrap interval. Aims: at 100 connections at least 1.25 times"
+        " workerd's requests per second, at 1 connection at most 1.2 times its p50.",
         "",
-        "Service: HTTP, API key, enclave process, the tenant's cell, execution record in PostgreSQL. workerd and bare"
-        " (Node's `http` and isolated-vm's `applySync` in one process): the function alone, no key, no record.",
+        "Service: HTTP, API key, enclave process, the tenant's cell, execution record in PostgreSQL. workerd and"
+        " bare (Node's `http` and isolated-vm's `applySync` in one process): the function alone, no key, no record.",
         "",
         "| connections | | service | workerd | bare | service / workerd | service / bare |",
         "|---|---|---|---|---|---|---|",
