@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check format lock clean
+.PHONY: help setup up test check format lock clean bench-functions
 
 help: ## show these targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: ## fetch what the lock files name, build the script of the isolates
 	@python3 scripts/setup
@@ -25,6 +25,12 @@ format: setup ## let ruff lay out the code
 
 lock: ## write requirements.lock anew; ARGS=--upgrade takes the newest versions
 	@python3 scripts/setup lock $(ARGS)
+
+bench-functions: setup ## measure functions: against workerd, cold starts, many tenants, canaries; needs wrk
+	@.venv/bin/python -m perf.functions --write docs/performance/functions.md
+	@.venv/bin/python -m perf.cold --write docs/performance/cold.md
+	@.venv/bin/python -m perf.crowd --write docs/performance/crowd.md
+	@.venv/bin/python -m perf.canaries
 
 clean: ## remove everything that was made here, the data in .neolayer/ included
 	@python3 scripts/setup clean

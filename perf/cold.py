@@ -9,6 +9,7 @@ the socket.
 
 import argparse
 import asyncio
+import itertools
 import os
 import tempfile
 import time
@@ -25,7 +26,7 @@ from neolayer_enclave.protocol import Loads, Statistics, Stats, Warm, Warmed
 from perf.sources import source
 from perf.stats import Interval, median, ratio
 
-SIZES = {"66 B": 66, "20 KB": 20_480, "235 KB": 240_640}
+SIZES = {"66 B": 66, "2 KB": 2_048, "20 KB": 20_480, "80 KB": 81_920, "235 KB": 240_640}
 INPUT = {"name": "x", "n": 1}
 #: Cold starts of one round; each in an isolate of its own.
 REPEATS = 5
@@ -62,8 +63,8 @@ class Side:
             output(await self.host.invoke(bundle, INPUT))
         await asyncio.sleep(0.3)
 
-    async def first_calls(self, text: str, *, warm: bool = False) -> tuple[list[float], float]:
-        """Medians of a round: each phase in µs, then the first call from outside in ms."""
+    async def first_calls(self, text: str, *, warm: bool = False) -> tuple[list[float], float, list[float]]:
+        """Medians of a round: each phase in µs, then the first call from outside in ms; and all of the latter."""
         samples, outside = [], []
         for _ in range(REPEATS):
             bundle = await self.host.load(text)
@@ -80,7 +81,8 @@ class Side:
             # What is due at rest, a blank isolate for one, is not this call's time nor the next one's.
             await asyncio.sleep(0.03)
         middle = REPEATS // 2
-        return [sorted(column)[middle] for column in zip(*samples, strict=True)], sorted(outside)[middle]
+        phases = [sorted(column)[middle] for column in zip(*samples, strict=True)]
+        return phases, sorted(outside)[middle], outside
 
 
 async def compare_code_cache(rounds: int) -> str:
@@ -94,7 +96,7 @@ async def compare_code_cache(rounds: int) -> str:
         "| source | phase | off | on | on / off |",
         "|---|---|---|---|---|",
     ]
-    figures: dict[tuple[str, str], list[tuple[list[float], float]]] = {}
+    figures: dict[tuple[str, str], list[tuple[list[float], float, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as top:
         async with AsyncExitStack() as stack:
             sides = {
@@ -133,10 +135,11 @@ async def compare_warm_up(rounds: int) -> str:
         "",
         "First call of a function in a running cell, from outside; ms. Aim: at least 90 % less.",
         "",
-        "| source | all off | code cache and blank isolate | warmed | warmed / all off |",
-        "|---|---|---|---|---|",
+        "| source | all off | code cache and blank isolate | warmed | warmed / all off | p95 of the three |",
+        "|---|---|---|---|---|---|",
     ]
     figures: dict[tuple[str, str], list[float]] = {}
+    single: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as top:
         async with AsyncExitStack() as stack:
             off = await stack.enter_async_context(Side.open(Path(top) / "off", "--no-warm-up", "--no-code-cache"))
@@ -148,17 +151,63 @@ async def compare_warm_up(rounds: int) -> str:
                 for label, size in SIZES.items():
                     cases = [("off", off, False), ("on", on, False), ("warm", on, True)]
                     for name, side, warm in cases if number % 2 == 0 else cases[::-1]:
-                        _, ms = await side.first_calls(source(size), warm=warm)
+                        _, ms, all = await side.first_calls(source(size), warm=warm)
                         figures.setdefault((label, name), []).append(ms)
+                        single.setdefault((label, name), []).extend(all)
     for label in SIZES:
         columns = [figures[label, name] for name in ("off", "on", "warm")]
         shown = " | ".join(_ms(median(column)) for column in columns)
-        lines.append(f"| {label} | {shown} | {ratio(columns[2], columns[0]).format('{:.3f}')} |")
+        p95 = [_percentile(single[label, name], 95) for name in ("off", "on", "warm")]
+        ends = " / ".join(f"{ms:.2f}" for ms in p95)
+        lines.append(f"| {label} | {shown} | {ratio(columns[2], columns[0]).format('{:.3f}')} | {ends} |")
     return "\n".join(lines)
 
 
-def _sum(rounds: list[tuple[list[float], float]], start: int, stop: int) -> list[float]:
-    return [sum(phases[start:stop]) / 1e3 for phases, _ in rounds]
+async def compare_spares(rounds: int) -> str:
+    """First calls of tenants that have no cell yet."""
+    lines = [
+        "## Spare cells",
+        "",
+        "First call of a new tenant, from outside; ms. Percentiles are over all cold starts.",
+        "",
+        "| spares | p50 | p95 | median of rounds | on / off |",
+        "|---|---|---|---|---|",
+    ]
+    figures: dict[str, list[float]] = {}
+    tenants = itertools.count()
+    async with AsyncExitStack() as stack:
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sides = {
+            "none": await stack.enter_async_context(Side.open(top / "off", "--spare", "0", "--cells", "16")),
+            "2": await stack.enter_async_context(Side.open(top / "on", "--spare", "2", "--cells", "16")),
+        }
+        for number in range(rounds):
+            for name, side in list(sides.items()) if number % 2 == 0 else list(sides.items())[::-1]:
+                while name != "none" and (await side.host.ask(Stats(), Statistics)).spares < 2:
+                    await asyncio.sleep(0.05)
+                for _ in range(2):
+                    bundle = await side.host.load(source(66), tenant=f"new-{next(tenants)}")
+                    begun = time.perf_counter()
+                    output(await side.host.invoke(bundle, INPUT))
+                    figures.setdefault(name, []).append((time.perf_counter() - begun) * 1e3)
+                await asyncio.sleep(0.3)
+    for name, all in figures.items():
+        middles = [sum(pair) / 2 for pair in zip(all[::2], all[1::2], strict=True)]
+        others = [sum(pair) / 2 for pair in zip(figures["none"][::2], figures["none"][1::2], strict=True)]
+        shown = "" if name == "none" else ratio(middles, others).format()
+        lines.append(
+            f"| {name} | {_percentile(all, 50):.1f} | {_percentile(all, 95):.1f} |"
+            f" {_ms(median(middles))} | {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def _percentile(samples: list[float], percent: int) -> float:
+    return sorted(samples)[min(len(samples) - 1, len(samples) * percent // 100)]
+
+
+def _sum(rounds: list[tuple[list[float], float, list[float]]], start: int, stop: int) -> list[float]:
+    return [sum(phases[start:stop]) / 1e3 for phases, _, _ in rounds]
 
 
 def _ms(interval: Interval) -> str:
@@ -176,7 +225,8 @@ async def run(rounds: int) -> str:
         "",
         "",
     ]
-    return "\n".join(head) + await compare_code_cache(rounds) + "\n\n" + await compare_warm_up(rounds) + "\n"
+    parts = [await compare_code_cache(rounds), await compare_warm_up(rounds), await compare_spares(rounds)]
+    return "\n".join(head) + "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

@@ -181,7 +181,8 @@ async def run(rounds: int, seconds: int) -> str:
         " workerd's requests per second, at 1 connection at most 1.2 times its p50.",
         "",
         "Service: HTTP, API key, enclave process, the tenant's cell, execution record in PostgreSQL. workerd and"
-        " bare (Node's `http` and isolated-vm's `applySync` in one process): the function alone, no key, no record.",
+        " bare (Node's `http` and isolated-vm's `applySync` in one process): the function alone, no key, no"
+        " record.",
         "",
         "| connections | | service | workerd | bare | service / workerd | service / bare |",
         "|---|---|---|---|---|---|---|",

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 import msgspec
@@ -163,12 +163,12 @@ class Run:
     started: float = 0.0
     deadline: float = 0.0
     fetches: int = 0
-    #: What works for the function's host calls, by their number.
-    working: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    computed: Budget = field(default_factory=Budget)
+    #: What works for the function's host calls, by their number; made when there is something, as most calls have
+    #: nothing and are quick.
+    working: dict[int, asyncio.Task[None]] | None = None
+    computed: Budget | None = None
     #: A host call with an effect was made: the call must not be repeated blindly.
     sent: bool = False
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def nested(self) -> bool:
@@ -478,7 +478,7 @@ class Cell(FramePeer):
 
     def _finished(self, run: Run, body: bytes) -> None:
         (self.isolates,) = ISOLATES.unpack_from(body)
-        if run.tasks:
+        if run.working:
             self._drop_tasks(run)
         if self.waiting:
             self._begin_next()
@@ -492,7 +492,7 @@ class Cell(FramePeer):
             self._subtle(run, seq, *_parts(argument))
             return
         if function == ABORT:
-            if work := run.working.get(seq):
+            if run.working and (work := run.working.get(seq)):
                 work.cancel()
             return
         name = HOST_FUNCTIONS[function]
@@ -501,10 +501,9 @@ class Cell(FramePeer):
 
     def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        run.tasks.add(task)
-        run.working[seq] = task
-        task.add_done_callback(run.tasks.discard)
-        task.add_done_callback(lambda _: run.working.pop(seq, None))
+        working = run.working = run.working or {}
+        working[seq] = task
+        task.add_done_callback(lambda _: working.pop(seq, None))
 
     async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
         run.fetches += 1
@@ -525,6 +524,7 @@ class Cell(FramePeer):
     def _subtle(self, run: Run, seq: int, argument: bytes, data: bytes) -> None:
         try:
             operation = subtle.decode(argument)
+            run.computed = run.computed or Budget()
             run.computed.spend(len(data))
             if len(data) > subtle.INLINE_BYTES:
                 if self._aside_bytes + len(data) > subtle.MAX_ASIDE_BYTES:
@@ -648,7 +648,7 @@ class Cell(FramePeer):
         return (entered.pop(), "memory_limit") if len(entered) == 1 else None
 
     def _drop_tasks(self, run: Run) -> None:
-        for task in run.tasks:
+        for task in (run.working or {}).values():
             task.cancel()
 
     def _next_id(self) -> int:

@@ -7,8 +7,8 @@ the isolate is still there is for its cell to say.
 
 import asyncio
 import heapq
-import itertools
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -112,10 +112,10 @@ class WarmUp:
         self._cells = cells
         self._memory = memory
         self._forecast = Forecast()
-        self._due: list[tuple[float, int, Key]] = []
-        #: The entry of `_due` that counts for a function.
-        self._serials: dict[Key, int] = {}
-        self._serial = itertools.count()
+        #: When to look after a function, by time; one entry a function, which may have been put off meanwhile.
+        self._due: list[tuple[float, Key]] = []
+        #: When that really is.
+        self._wanted: dict[Key, float] = {}
         #: Made for an expected call: until when it is waited for.
         self._expected: dict[Key, float] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -130,10 +130,13 @@ class WarmUp:
         if self._expected.pop(key, None) is not None:
             self.right += 1
         due = self._forecast.note(key, time.monotonic())
-        self._serials.pop(key, None)
-        if due is not None:
-            serial = self._serials[key] = next(self._serial)
-            heapq.heappush(self._due, (due, serial, key))
+        if due is None:
+            self._wanted.pop(key, None)
+            return
+        before = self._wanted.get(key, math.inf)
+        self._wanted[key] = due
+        if due < before:
+            heapq.heappush(self._due, (due, key))
             self._changed.set()
 
     async def run(self) -> None:
@@ -154,13 +157,16 @@ class WarmUp:
                 self._forecast.forget(key)
                 self.wasted += 1
             while self._due and self._due[0][0] <= now:
-                _, serial, key = heapq.heappop(self._due)
-                if self._serials.get(key) == serial:
-                    del self._serials[key]
+                _, key = heapq.heappop(self._due)
+                due = self._wanted.get(key, math.inf)
+                if due <= now:
+                    del self._wanted[key]
                     task = asyncio.get_running_loop().create_task(self._meet(key))
                     self._work.add(task)
                     task.add_done_callback(self._work.discard)
-            times = [*self._expected.values(), *(due for due, _, _ in self._due[:1])]
+                elif due < math.inf:
+                    heapq.heappush(self._due, (due, key))
+            times = [*self._expected.values(), *(due for due, _ in self._due[:1])]
             self._changed.clear()
             try:
                 async with asyncio.timeout(max(0.01, min(times) - now) if times else None):
@@ -179,7 +185,7 @@ class WarmUp:
             return
         latest = self._forecast.latest(key)
         # A call may have come meanwhile: then it was met, if not yet quite.
-        if not was_warm and time.monotonic() < latest and key not in self._serials:
+        if not was_warm and time.monotonic() < latest and key not in self._wanted:
             self._expected[key] = latest
             self._changed.set()
 

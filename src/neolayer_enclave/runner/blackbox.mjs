@@ -12,6 +12,8 @@ const SLOTS = 12;
 export class BlackBox {
   #fd;
   #bytes = Buffer.alloc(BYTES);
+  #inside = false;
+  #leaving = false;
 
   constructor(fd) {
     this.#fd = fd;
@@ -19,15 +21,24 @@ export class BlackBox {
   }
 
   enterMain(bundle, call) {
+    this.#inside = true;
     this.#bytes.writeDoubleLE(Number(process.hrtime.bigint()) / 1e6, 0);
     this.#bytes.writeUInt32LE(bundle, 8);
     this.#bytes.writeUInt32LE(call, 12);
     writeSync(this.#fd, this.#bytes, 0, MAIN_BYTES, 0);
   }
 
+  // Noted when the turn is over: most often another entry follows at once.
   leaveMain() {
-    this.#bytes.fill(0, 8, MAIN_BYTES);
-    writeSync(this.#fd, this.#bytes, 0, MAIN_BYTES, 0);
+    this.#inside = false;
+    if (this.#leaving) return;
+    this.#leaving = true;
+    setImmediate(() => {
+      this.#leaving = false;
+      if (this.#inside) return;
+      this.#bytes.fill(0, 8, MAIN_BYTES);
+      writeSync(this.#fd, this.#bytes, 0, MAIN_BYTES, 0);
+    });
   }
 
   // Returns the offset to leave by; more entries than slots go unnoted.

@@ -57,6 +57,8 @@ const BLANK_MB = 128;
 
 const bundles = new Map();
 const calls = new Map();
+// Of most calls.
+const NO_TIMERS = new Map();
 // All isolates, of bundles, retired and being checked.
 const isolates = new Set();
 const frames = new Frames(Number(process.argv[2]), receive);
@@ -99,7 +101,7 @@ const runner = {
     call.over = true;
     calls.delete(call.id);
     call.isolate.calls.delete(call.id);
-    for (const timer of call.timers.values()) clearTimeout(timer);
+    if (call.timers !== NO_TIMERS) for (const timer of call.timers.values()) clearTimeout(timer);
     // A call that may have had an effect must not be repeated blindly.
     if (error !== null && call.sent) error[3] = false;
     if (error !== null || logs !== '') [error, logs] = redacted(call.bundle, error, logs);
@@ -140,6 +142,7 @@ const runner = {
   },
 
   timer(call, seq, ms) {
+    if (call.timers === NO_TIMERS) call.timers = new Map();
     call.timers.set(seq, setTimeout(() => {
       call.timers.delete(seq);
       call.isolate.enter(call, 'fire', [call.id, seq]);
@@ -307,7 +310,7 @@ function newCall(id, limits) {
   return {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
     cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
-    realm: null, timers: new Map(), streamed: [],
+    realm: null, timers: NO_TIMERS, streamed: [],
     // Of the isolate, seen between entries while the call ran; what is between two looks stays unseen.
     peakHeapBytes: 0,
   };

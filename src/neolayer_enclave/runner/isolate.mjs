@@ -18,6 +18,7 @@ const PROBATION = 10;
 // For entries that run no code of the author.
 const OWN_MS = 50;
 const HEAP_SAMPLE_MS = 10;
+const GRAIN_MS = 50;
 const GAP_WEIGHT = 0.2;
 // What an isolate takes with nothing in it.
 const LEAST_BYTES = 2 * 1024 * 1024;
@@ -545,7 +546,11 @@ export class FunctionIsolate {
   // isolated-vm counts wall time: twice the CPU time leaves room for a busy machine, the watchdog is exact.
   #entryMs(call) {
     const cpuMs = (call.cpuLimitNs - call.cpuNs) / 1e6;
-    return Math.max(1, Math.ceil(Math.min(call.deadline - performance.now(), 2 * cpuMs + 100)));
+    const now = performance.now();
+    const ms = Math.min(call.deadline - now, 2 * cpuMs + 100);
+    // isolated-vm wakes a thread at the end of each timeout, also of those that were not needed. When they end at
+    // the same moments it wakes a few hundred times a second instead of ten thousand times.
+    return Math.max(1, Math.ceil(Math.ceil((now + ms) / GRAIN_MS) * GRAIN_MS - now));
   }
 }
 
