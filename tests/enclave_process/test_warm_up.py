@@ -13,6 +13,7 @@ from neolayer_enclave.__main__ import bundled_node
 from neolayer_enclave.cell import Bundle
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import Egress
+from neolayer_enclave.hardening import settle
 from neolayer_enclave.loading import Loading
 from neolayer_enclave.protocol import Limits, Loads, Statistics, Stats, Warm, Warmed
 from neolayer_enclave.warmup import Forecast, WarmUp, available_memory
@@ -177,7 +178,9 @@ async def test_isolates_at_rest_go_when_memory_runs_short(monkeypatch: pytest.Mo
     node = bundled_node()
     assert node
     web = Egress(allow_private=False)
-    cells = Cells(node, web, Loading(node, None, warm_up=True), most=2)
+    hardening, blank = await settle(node)
+    cells = Cells(hardening, web, Loading(node, None, warm_up=True), most=2)
+    await cells.open(blank)
     bundle = Bundle.make(
         "alice", "one", b"", shown="one", source="export default () => 1", limits=Limits(), secrets={}, patterns=[]
     )
