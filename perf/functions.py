@@ -119,13 +119,12 @@ async def bare_server() -> AsyncIterator[tuple[str, str]]:
 
 @asynccontextmanager
 async def workerd() -> AsyncIterator[tuple[str, str]]:
-    binary = PEERS / "node_modules" / ".bin" / "workerd"
+    binary = next(PEERS.glob("node_modules/@cloudflare/workerd-linux-*/bin/workerd"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         binary, "serve", PEERS / "workerd.capnp", f"--socket-addr=http=127.0.0.1:{port}",
-        env=os.environ | {"PATH": f"{NODE.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     try:
         async with asyncio.timeout(20):
