@@ -281,12 +281,12 @@ class Cell(FramePeer):
     def _begin(self, run: Run) -> None:
         bundle = run.bundle
         number = self._number(bundle)
-        self._loading.called(bundle)
         run.started = now = time.monotonic()
         run.deadline = now + bundle.limits.timeout_ms / 1000
         self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
         self.runs[run.id] = run
         self._tell(INVOKE, run.id, U32.pack(number), run.content)
+        self._loading.called(bundle)
 
     def _begin_next(self) -> None:
         while self.waiting and len(self.runs) < MAX_RUNNING:

@@ -146,7 +146,7 @@ class IdempotentInvocations:
     async def _settle(
         self, owned: dict[str, object], bundle: Bundle, call: Call, result: Result, input: bytes
     ) -> None:
-        record = record_of(bundle, call, result, input)
+        record = record_of(bundle, call, result, len(input))
         again = result.error is not None and result.error.retryable
         async with self._database.transaction() as connection:
             cursor = await connection.execute(_SQL["release_key" if again else "settle_key"], owned)

@@ -14,7 +14,7 @@ def record_of(
     bundle: Bundle,
     call: Call,
     result: Result,
-    input: bytes,
+    bytes_in: int,
     *,
     status: Status | None = None,
     created: datetime | None = None,
@@ -47,7 +47,7 @@ def record_of(
         alias=call.alias,
         queue_us=result.queue_us,
         peak_heap_bytes=result.peak_bytes,
-        bytes_in=len(input),
+        bytes_in=bytes_in,
         bytes_out=None if failed else len(result.output),
     )
 

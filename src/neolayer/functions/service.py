@@ -25,7 +25,7 @@ from neolayer.enclave import (
 from neolayer.functions.errors import DepthExceeded, TooManyCalls
 from neolayer.functions.host import MAX_NESTED, HostCalls
 from neolayer.functions.metrics import observe
-from neolayer.functions.model import Budget, Bundle, Call
+from neolayer.functions.model import Budget, Bundle, Call, ExecutionRecord
 from neolayer.functions.outcome import error_of, failure, record_of
 from neolayer.functions.records import ExecutionRecords
 from neolayer.functions.resolver import Resolver
@@ -141,7 +141,11 @@ class Functions:
         )
 
     def record(self, bundle: Bundle, call: Call, result: Result, input: bytes, created: datetime) -> None:
-        self._records.add(record_of(bundle, call, result, input, created=created))
+        record = record_of(bundle, call, result, len(input), created=created)
+        self._records.add(record, _text_bytes(result))
+
+    def record_later(self, call: "Invocation", result: Result) -> None:
+        self._records.add(call, _text_bytes(result))
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what a call cannot wait for where it is started."""
@@ -208,6 +212,7 @@ class Invocation:
     __slots__ = (
         "_alias",
         "_bundle",
+        "_bytes_in",
         "_created",
         "_execution",
         "_functions",
@@ -215,6 +220,7 @@ class Invocation:
         "_input",
         "_principal",
         "_reloaded",
+        "_result",
         "_waiter",
     )
 
@@ -259,11 +265,12 @@ class Invocation:
                 self._waiter.failed(EnclaveUnavailable("the connection to the enclave was lost"))
 
     def finished(self, result: Result) -> None:
-        self._record(result)
+        # The answer leaves when this turn of the event loop is over, so what can wait is done later.
         if result.error is None:
             self._waiter.answered(self._execution, result)
         else:
             self._waiter.failed(error_of(self._execution, result.error))
+        self._record(result)
 
     def failed(self, error: ServiceError) -> None:
         if error.code == "not_loaded" and not self._reloaded:
@@ -276,9 +283,16 @@ class Invocation:
         self._waiter.failed(error)
 
     def _record(self, result: Result) -> None:
-        created = datetime.fromtimestamp(self._created, UTC)
-        self._functions.record(self._bundle, self._call(), result, self._input, created)
+        self._result = result
+        self._bytes_in = len(self._input)
+        self._input = b""
+        self._functions.record_later(self, result)
         count(result)
+
+    def make_record(self) -> ExecutionRecord:
+        created = datetime.fromtimestamp(self._created, UTC)
+        call = Call(self._principal, self._execution, 0.0, alias=self._alias)
+        return record_of(self._bundle, call, self._result, self._bytes_in, created=created)
 
     def _call(self) -> Call:
         deadline = time.monotonic() + self._created + self._bundle.limits.timeout_ms / 1000 - time.time()
@@ -303,6 +317,10 @@ class _Awaited:
     def failed(self, error: ServiceError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+def _text_bytes(result: Result) -> int:
+    return len(result.output) + len(result.logs) + (len(result.error.message) if result.error else 0)
 
 
 def count(result: Result) -> None:

@@ -191,7 +191,7 @@ class AsyncWorker:
         if result.error is not None:
             last = execution.failures + 1 >= execution.max_attempts or result.error.code in HOPELESS
             step, status = ("bury", "dead") if last else ("retry", "queued")
-        record = record_of(bundle, call, result, execution.input, status=status)
+        record = record_of(bundle, call, result, len(execution.input), status=status)
         async with self._database.transaction() as connection:
             if (await connection.execute(_SQL[step], self._params(execution, failed=1))).rowcount:
                 await connection.execute(_SQL["write_attempt"], msgspec.structs.asdict(record))
