@@ -156,3 +156,32 @@ async def test_too_many_calls_of_a_tenant_are_a_429_with_retry_after(system: Sys
         assert (status, json.loads(body)["code"], headers["retry-after"]) == (429, "too_many_calls", "1")
     for _, writer in connections:
         writer.close()
+
+
+async def test_a_head_that_is_repeated_means_the_same_and_one_that_is_not_does_not(system: System) -> None:
+    await deploy(system)
+    await deploy(system, "others", "export default (input) => ['other', input]")
+    reader, writer = await connect(system)
+    for _ in range(2):
+        for text in ("1", "2", '"x"', "3", "4"):
+            writer.write(request(system, text.encode()))
+            assert json.loads((await answer(reader))[2]) == {"got": json.loads(text)}
+        writer.write(request(system, b"5", name="others"))
+        assert (await answer(reader))[2] == b'["other",5]'
+        writer.write(request(system, b"6").replace(b"Bearer nsl_", b"Bearer nope"))
+        assert (await answer(reader))[0] == 401
+        # As long as the ones before, but two requests; and one whose end comes later.
+        writer.write(request(system, b"7") + request(system, b"8"))
+        assert [(await answer(reader))[2] for _ in range(2)] == [b'{"got":7}', b'{"got":8}']
+        whole = request(system, b"9")
+        writer.write(whole[:-1])
+        await asyncio.sleep(0.05)
+        writer.write(whole[-1:])
+        assert (await answer(reader))[2] == b'{"got":9}'
+        chunked = request(system, b"1\r\n1\r\n0\r\n\r\n", head="transfer-encoding: chunked\r\n", length=False)
+        for _ in range(2):
+            writer.write(chunked)
+            assert (await answer(reader))[2] == b'{"got":1}'
+        writer.write(request(system, b"{"))
+        assert (await answer(reader))[0] == 400
+    writer.close()

@@ -9,7 +9,7 @@ ordinary about such a request, goes the way of all requests through the ASGI app
 import asyncio
 import logging
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -31,6 +31,8 @@ SUFFIX: Final = b"/invoke"
 MAX_INPUT_BYTES: Final = 1_000_000
 #: All headers of a request together; bytes.
 MAX_HEAD_BYTES: Final = 65_536
+#: A longer head is not remembered; bytes a connection.
+MAX_REMEMBERED_BYTES: Final = 4_096
 #: A request that stops arriving ends its connection; seconds.
 ARRIVAL_TIMEOUT_S: Final = 30.0
 #: Requests with one of these ask for more than a plain call.
@@ -77,10 +79,26 @@ class Application(Protocol):
     invocations: InvokeEndpoint | None
 
 
+class Head(NamedTuple):
+    """What a connection's latest plain invocation began with, up to its empty line.
+
+    Clients repeat themselves: the same bytes mean the same again, and the parser need not be asked.
+    """
+
+    text: bytes
+    body_length: int
+    name: str
+    authorization: bytes
+
+
 class InvokeProtocol(HttpToolsProtocol):
     """One HTTP connection. uvicorn's, but for plain invocations."""
 
     app: Any
+
+    _head: Head | None = None
+    #: That began in the chunk being parsed.
+    _messages = 0
 
     #: Bytes of a request whose headers are not complete.
     _head_bytes = 0
@@ -95,6 +113,7 @@ class InvokeProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = self._arriving = True
+        self._messages += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -106,7 +125,9 @@ class InvokeProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         if self._is_plain_invocation():
-            self.cycle = Invocation(self)  # type: ignore[assignment]
+            name = self.url[len(PREFIX) : -len(SUFFIX)].decode()
+            authorization = next((value for name, value in self.headers if name == b"authorization"), b"")
+            self.cycle = Invocation(self, name, authorization)  # type: ignore[assignment]
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -130,11 +151,41 @@ class InvokeProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        was_idle = not self._arriving and (self.cycle is None or self.cycle.response_complete)
+        head = self._head
+        if (
+            head is not None
+            and was_idle
+            and len(data) == len(head.text) + head.body_length
+            and data.startswith(head.text)
+        ):
+            self._last_active = self.loop.time()
+            call = Invocation(self, head.name, head.authorization)
+            self.cycle = call  # type: ignore[assignment]
+            call.receive(data[len(head.text) :])
+            call.start()
+            return
+        self._messages = 0
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.close()
+        elif was_idle and self._messages == 1 and not self._arriving:
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        call: object = self.cycle
+        if type(call) is not Invocation:
+            return
+        # The chunk must be one head and its body and nothing else: whoever shares this connection through a proxy
+        # must not get to say where another's request begins.
+        end = len(data) - call.received
+        if end > MAX_REMEMBERED_BYTES or data.find(b"\r\n\r\n") + 4 != end:
+            return
+        lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
+        if lengths == [str(call.received).encode()] or (not lengths and not call.received):
+            self._head = Head(data[:end], call.received, call.name, call.authorization)
 
     # uvicorn sets and cancels a timer for each request. One that looks at the time when it fires costs nothing on
     # the way; it also ends a request that stopped arriving, which uvicorn waits for without end.
@@ -191,27 +242,29 @@ class Invocation:
     """One such request, from its headers to its response. Stands where uvicorn has the cycle of a request."""
 
     __slots__ = (
-        "_begun", "_key", "_name", "_parts", "_protocol", "_received",
-        "body", "disconnected", "keep_alive", "more_body", "response_complete",
+        "_begun", "_parts", "_protocol",
+        "authorization", "body", "disconnected", "keep_alive", "more_body", "name", "received",
+        "response_complete",
     )  # fmt: skip
     message_event: Final = _NoEvent()
 
-    def __init__(self, protocol: InvokeProtocol) -> None:
+    def __init__(self, protocol: InvokeProtocol, name: str, authorization: bytes) -> None:
         self.response_complete = False
         self.disconnected = False
         self.keep_alive = True
         self._begun = time.perf_counter()
         self._protocol = protocol
-        self._name = protocol.url[len(PREFIX) : -len(SUFFIX)].decode()
-        self._key = next((value for name, value in protocol.headers if name == b"authorization"), b"")
+        self.name = name
+        self.authorization = authorization
         self._parts: list[bytes] = []
-        self._received = 0
+        #: Bytes of the body.
+        self.received = 0
 
     def receive(self, body: bytes) -> None:
-        self._received += len(body)
-        if self._received <= MAX_INPUT_BYTES:
+        self.received += len(body)
+        if self.received <= MAX_INPUT_BYTES:
             self._parts.append(body)
-        elif self._received <= DRAIN_BYTES:
+        elif self.received <= DRAIN_BYTES:
             # A client that is still sending when the connection closes would not see the answer.
             self._parts.clear()
         elif not self.response_complete:
@@ -223,7 +276,7 @@ class Invocation:
             return
         try:
             endpoint: InvokeEndpoint = self._protocol.app.invocations
-            principal = endpoint.authenticator.known(bearer_token(self._key))
+            principal = endpoint.authenticator.known(bearer_token(self.authorization))
             if principal is None:
                 self._later(self._authenticate())
             else:
@@ -234,13 +287,13 @@ class Invocation:
             self._broken()
 
     def _call(self, principal: Principal) -> None:
-        if self._received > MAX_INPUT_BYTES:
+        if self.received > MAX_INPUT_BYTES:
             raise _too_large()
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         check_input(body)
         functions = self._protocol.app.invocations.functions
-        bundle = functions.ready(principal.tenant_id, self._name)
+        bundle = functions.ready(principal.tenant_id, self.name)
         if bundle is None:
             self._later(self._invoke(principal, body))
         else:
@@ -257,7 +310,7 @@ class Invocation:
         peer = self._protocol.client
         try:
             endpoint: InvokeEndpoint = self._protocol.app.invocations
-            key = bearer_token(self._key)
+            key = bearer_token(self.authorization)
             self._call(await endpoint.authenticator.authenticate(key, peer[0] if peer else "local"))
         except ServiceError as error:
             self._refuse(error)
@@ -266,7 +319,7 @@ class Invocation:
 
     async def _invoke(self, principal: Principal, body: bytes) -> None:
         try:
-            self.answered(*await self._protocol.app.invocations.functions.invoke(principal, self._name, body))
+            self.answered(*await self._protocol.app.invocations.functions.invoke(principal, self.name, body))
         except ServiceError as error:
             self._refuse(error)
         except asyncio.CancelledError:
@@ -304,7 +357,7 @@ class Invocation:
         REQUESTS.of("POST", _ROUTE, str(error.status)).observe(time.perf_counter() - self._begun)
 
     def _broken(self) -> None:
-        _log.exception("POST %s failed", self._protocol.url.decode())
+        _log.exception("a call of %s failed", self.name)
         self._refuse(ServiceError())
 
     def _send(self, response: bytes) -> None:
