@@ -23,7 +23,15 @@ from neolayer_enclave import egress, subtle
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.loading import FORM_CHECKED, Loading
 from neolayer_enclave.process import CellProcess
-from neolayer_enclave.protocol import HANDLE_BYTES, QUEUE_BYTES, ErrorInfo, Failure, Limits, encode_failed
+from neolayer_enclave.protocol import (
+    HANDLE_BYTES,
+    MAX_FRAME_BYTES,
+    QUEUE_BYTES,
+    ErrorInfo,
+    Failure,
+    Limits,
+    encode_failed,
+)
 from neolayer_enclave.subtle import Budget
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
@@ -61,6 +69,10 @@ WAIT_S: Final = 5.0
 #: Calls made by running functions never wait, or those that wait for them would wait for ever.
 MAX_NESTED: Final = 512
 MAX_FETCHES: Final = 50
+#: Of the inputs of calls that wait.
+MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
+#: What a cell sends grows a little on its way to the host; a frame too long would end the connection of all.
+MAX_BODY_BYTES: Final = MAX_FRAME_BYTES - 65_536
 CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
 #: For a new process to come up on a busy machine.
 STARTING_S: Final = 10.0
@@ -251,6 +263,10 @@ class Cell(FramePeer):
     def idle(self) -> bool:
         return not self.runs and not self.waiting and not self._checks and not self._warms
 
+    @property
+    def _waiting_bytes(self) -> int:
+        return sum(len(run.content) for run in self.waiting)
+
     def invoke(self, caller: Caller, request: int, bundle: Bundle, content: bytes) -> Run:
         """Start a call, or have it wait for its turn; its end is told to ``caller``.
 
@@ -271,7 +287,7 @@ class Cell(FramePeer):
         running = len(self.runs)
         if running < MAX_RUNNING or (run.nested and running < MAX_RUNNING + MAX_NESTED):
             self._begin(run)
-        elif run.nested or len(self.waiting) >= MAX_WAITING:
+        elif run.nested or len(self.waiting) >= MAX_WAITING or self._waiting_bytes > MAX_WAITING_BYTES:
             raise TooManyCalls(
                 f"{MAX_RUNNING} calls of this tenant are running and {len(self.waiting)} are waiting"
             )
@@ -306,7 +322,8 @@ class Cell(FramePeer):
             async with asyncio.timeout(bundle.limits.timeout_ms / 1000 + GRACE_S + STARTING_S):
                 outcome = await answer
         except TimeoutError:
-            self.kill("an isolate could not be made ahead in time")
+            if self.process:
+                self.kill("an isolate could not be made ahead in time")
             outcome = WARM_FAILED
         finally:
             del self._warms[id]
@@ -334,7 +351,8 @@ class Cell(FramePeer):
             async with asyncio.timeout(CHECK_LIMITS.timeout_ms / 1000 + GRACE_S + STARTING_S):
                 wrong = await answer
         except TimeoutError:
-            self.kill("a check took too long")
+            if self.process:
+                self.kill("a check took too long")
             wrong = CheckReply("invalid_function", "its top level does not end")
         finally:
             del self._checks[id], self._checked[id]
@@ -424,6 +442,8 @@ class Cell(FramePeer):
     # --- its frames ---------------------------------------------------------------------------------------
 
     def frame_received(self, kind: int, id: int, body: bytes) -> None:
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError("a cell says more than can be passed on")
         if kind == RESULT:
             run = self.runs.pop(id, None)
             if run:
@@ -506,7 +526,7 @@ class Cell(FramePeer):
         task.add_done_callback(lambda _: working.pop(seq, None))
 
     async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
-        run.fetches += 1
+        run.fetches = min(run.fetches + 1, 0xFFFF)
         try:
             if run.fetches > MAX_FETCHES:
                 raise egress.FetchRefused("too_many_fetches", f"a call may fetch {MAX_FETCHES} times")

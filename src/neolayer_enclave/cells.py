@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Final
 
-from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity
+from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity, TooManyCalls
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.hardening import Hardening
 from neolayer_enclave.loading import Loading
@@ -157,7 +157,7 @@ class Cells:
 
     def has_room_for(self, tenant: str) -> bool:
         """Whether the tenant has a cell, or can get one without another's end."""
-        return tenant in self._cells or len(self._cells) < self._most
+        return tenant in self._cells or self.count + len(self._waiting) < self._most
 
     def shrink(self, most_bytes: int) -> None:
         """End isolates at rest until those of each cell hold no more than that."""
@@ -248,7 +248,7 @@ class Cells:
                 cell.end("room is needed")
                 return True
         bound = [cell for cell in self._cells.values() if cell not in self._waiting]
-        for cell in sorted(bound, key=lambda cell: cell.bound)[: len(self._waiting) - len(self._leaving)]:
+        for cell in sorted(bound, key=lambda cell: cell.bound)[: max(0, len(self._waiting) - len(self._leaving))]:
             if now - cell.bound > TENURE_S:
                 del self._cells[cell.tenant]
                 self._leaving.add(cell)
@@ -281,6 +281,8 @@ class Cells:
                 self.of(cell.tenant).take(run)
             except NoCapacity as error:
                 run.caller.refused(run.request, Failure("no_capacity", str(error), retryable=True))
+            except TooManyCalls as error:
+                run.caller.refused(run.request, Failure("too_many_calls", str(error), retryable=True))
 
     # --- watching ---------------------------------------------------------------------------------------------
 

@@ -196,7 +196,8 @@ class Connection(FramePeer):
 
     def lost(self) -> None:
         self._enclave.connections.discard(self)
-        for run in list(self._runs.values()):
+        # First those that wait, or they would be begun in the place of others.
+        for run in sorted(self._runs.values(), key=lambda run: run.id):
             run.cell.cancel(run)
         for task in self._tasks:
             task.cancel()

@@ -185,3 +185,67 @@ async def test_a_head_that_is_repeated_means_the_same_and_one_that_is_not_does_n
         writer.write(request(system, b"{"))
         assert (await answer(reader))[0] == 400
     writer.close()
+
+
+async def test_a_connection_that_breaks_off_in_disorder_harms_nobody_elses_calls(system: System) -> None:
+    source = "export default async () => (await new Promise((r) => setTimeout(r, 600)), 'done')"
+    await deploy(system, "disorder", source)
+    await deploy(system, "bystander", source)
+    bystander, writer = await connect(system)
+    writer.write(request(system, b"", name="bystander"))
+    leavers = []
+    for _ in range(5):
+        _, leaving = await connect(system)
+        leaving.write(
+            request(system, b"", name="disorder") + b"GET / HTTP/1.1\r\nhost: x\r\n\r\n\x00garbage\r\n\r\n"
+        )
+        await leaving.drain()
+        leavers.append(leaving)
+    assert (await answer(bystander))[2] == b'"done"'
+    async with asyncio.timeout(10):
+        while True:
+            _, _, body = await system.raw("GET", "/api/v1/executions?function=disorder")
+            if len(body["items"]) == 5:
+                break
+            await asyncio.sleep(0.05)
+    assert {item["output"] for item in body["items"]} == {"done"}
+    assert (await again(system, bystander, writer)) == b'"done"'
+    writer.close()
+
+
+async def test_endless_requests_before_the_first_answer_close_the_connection(system: System) -> None:
+    reader, writer = await connect(system)
+    writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n" * 5_000)
+    async with asyncio.timeout(10):
+        try:
+            received = await reader.read(-1)
+        except ConnectionError:
+            received = b""
+    assert received.count(b"HTTP/1.1 200") < 5_000
+    writer.close()
+    assert (await system.raw("GET", "/health/live"))[0] == 200
+
+
+async def test_trailers_are_read_and_forgotten(system: System) -> None:
+    await deploy(system)
+    reader, writer = await connect(system)
+    body = b"1\r\n7\r\n0\r\n" + b"x-trailer: y\r\n" * 1_000 + b"\r\n"
+    for _ in range(2):
+        writer.write(request(system, body, head="transfer-encoding: chunked\r\n", length=False))
+        assert (await answer(reader))[2] == b'{"got":7}'
+    writer.close()
+
+
+async def test_a_client_that_does_not_take_its_answers_does_not_fill_the_memory(system: System) -> None:
+    await deploy(system, "large", "export default () => 'x'.repeat(900_000)")
+    reader, writer = await connect(system)
+    for _ in range(40):
+        writer.write(request(system, b"1", name="large"))
+        await asyncio.sleep(0.02)
+    api = next(each for each in system.processes() if each.cmdline()[-1] == "api")
+    before = api.memory_info().rss
+    await asyncio.sleep(0.5)
+    assert api.memory_info().rss < before + 20_000_000
+    for _ in range(40):
+        assert len((await answer(reader))[2]) == 900_002
+    writer.close()

@@ -19,8 +19,9 @@ _encode_request = msgspec.msgpack.Encoder().encode
 _LENGTH_BYTES: Final = 4
 #: An enclave that takes longer for anything but a call of a function counts as stuck; seconds.
 REQUEST_TIMEOUT_S: Final = 15.0
-#: A call's own limit is kept by the enclave; this much later it counts as stuck: start of a cell, queue; seconds.
-INVOKE_SLACK_S: Final = 10.0
+#: A call's own limit is kept by the enclave; this much later it counts as stuck. It may wait 30 s for a process to
+#: start and 5 s for its turn before that limit begins; seconds.
+INVOKE_SLACK_S: Final = 40.0
 
 _MAX_BODY_BYTES: Final = protocol.MAX_FRAME_BYTES - protocol.HEADER_AFTER_LENGTH
 #: Largest answer to a running function.
@@ -133,7 +134,7 @@ class EnclaveClient:
     async def load(self, bundle: protocol.Load) -> None:
         loaded = await self._call(bundle, protocol.Loaded)
         if len(self._handles) >= MAX_HANDLES:
-            self._handles.clear()
+            del self._handles[next(iter(self._handles))]
         self._handles[bundle.bundle] = loaded.handle
 
     def start(
@@ -260,7 +261,7 @@ class _Connection(asyncio.Protocol):
                 future.set_exception(EnclaveUnavailable("the connection to the enclave was lost"))
         calls, self._calls = self._calls, {}
         for _, call in calls.values():
-            call.failed(OutcomeUnknown())
+            _tell(call.failed, OutcomeUnknown())
         for task in self._tasks:
             task.cancel()
 
@@ -308,7 +309,7 @@ class _Connection(asyncio.Protocol):
             if now > deadline and not future.done():
                 future.set_exception(EnclaveUnavailable("the enclave gave no answer in time"))
         for id in [id for id, (deadline, _) in self._calls.items() if now > deadline]:
-            self._calls.pop(id)[1].failed(OutcomeUnknown())
+            _tell(self._calls.pop(id)[1].failed, OutcomeUnknown())
         busy = self._requests or self._calls
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if busy else None
 
@@ -337,11 +338,11 @@ class _Connection(asyncio.Protocol):
             if call is not None:
                 try:
                     result = protocol.decode_result(body)
-                except ValueError:
+                except Exception:
                     _log.exception("the enclave's result makes no sense")
-                    call.failed(OutcomeUnknown())
+                    _tell(call.failed, OutcomeUnknown())
                 else:
-                    call.finished(result)
+                    _tell(call.finished, result)
         elif kind == Kind.HOST_CALL:
             asking = _decode_host_call(body)
             _, call = self._calls.get(asking.request, _NOBODY)
@@ -349,7 +350,7 @@ class _Connection(asyncio.Protocol):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif id in self._calls:
-            self._calls.pop(id)[1].failed(_refusal(_decode_failure(body)))
+            _tell(self._calls.pop(id)[1].failed, _refusal(_decode_failure(body)))
         elif id in self._requests and not (future := self._requests[id][1]).done():
             if kind == Kind.RESPONSE:
                 future.set_result(body)
@@ -382,3 +383,11 @@ def _refusal(failure: protocol.Failure) -> EnclaveRefused:
     if failure.line is not None:
         extra = {"line": failure.line, "column": failure.column}
     return EnclaveRefused(failure.code, failure.message, retryable=failure.retryable, **extra)
+
+
+def _tell[T](told: Callable[[T], None], what: T) -> None:
+    """One who waits must not be able to break the connection that all share."""
+    try:
+        told(what)
+    except Exception:
+        _log.exception("the end of a call could not be told")

@@ -31,6 +31,8 @@ SUFFIX: Final = b"/invoke"
 MAX_INPUT_BYTES: Final = 1_000_000
 #: All headers of a request together; bytes.
 MAX_HEAD_BYTES: Final = 65_536
+#: Requests of a connection that wait for an answer to the one before.
+MAX_PIPELINED: Final = 128
 #: A longer head is not remembered; bytes a connection.
 MAX_REMEMBERED_BYTES: Final = 4_096
 #: A request that stops arriving ends its connection; seconds.
@@ -116,6 +118,8 @@ class InvokeProtocol(HttpToolsProtocol):
         self._messages += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer behind a chunked body
         name = name.lower()
         if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
@@ -134,6 +138,8 @@ class InvokeProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            raise ValueError("too many requests before the first answer")
 
     def on_body(self, body: bytes) -> None:
         cycle: object = self.cycle
@@ -158,6 +164,7 @@ class InvokeProtocol(HttpToolsProtocol):
             and was_idle
             and len(data) == len(head.text) + head.body_length
             and data.startswith(head.text)
+            and not self.flow.write_paused
         ):
             self._last_active = self.loop.time()
             call = Invocation(self, head.name, head.authorization)
@@ -168,7 +175,8 @@ class InvokeProtocol(HttpToolsProtocol):
         self._messages = 0
         super().data_received(data)
         if self._in_head:
-            self._head_bytes += len(data)
+            # What came before it in the chunk in which it began is not its own.
+            self._head_bytes = 0 if self._messages else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.transport.close()
         elif was_idle and self._messages == 1 and not self._arriving:
@@ -208,6 +216,7 @@ class InvokeProtocol(HttpToolsProtocol):
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
+        self._last_active = self.loop.time()
         self.flow.resume_reading()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -216,9 +225,14 @@ class InvokeProtocol(HttpToolsProtocol):
         answering = self.cycle is not None and not self.cycle.response_complete
         allowed = ARRIVAL_TIMEOUT_S if self._arriving or self.cycle is None else self.timeout_keep_alive
         left = self._last_active + allowed - self.loop.time()
-        if left > 0 or (answering and not self._arriving):
+        # While an answer is due reading may be paused, so that what is missing is not the client's fault; but one
+        # who does not take its answers is not waited for.
+        due = bool(self.pipeline) or (answering and not self._arriving)
+        if left > 0 or (due and not self.flow.write_paused):
             again = max(left, 1.0)
             self.timeout_keep_alive_task = self.loop.call_later(again, self.timeout_keep_alive_handler)
+        elif self.transport.get_write_buffer_size():
+            self.transport.abort()
         else:
             self.transport.close()
 
@@ -226,7 +240,7 @@ class InvokeProtocol(HttpToolsProtocol):
         url = self.url
         if not url.endswith(SUFFIX) or not url.startswith(PREFIX) or self.parser.get_method() != b"POST":
             return False
-        if self.app.invocations is None:
+        if self.app.invocations is None or self.flow.write_paused:
             return False
         if self.cycle is not None and not self.cycle.response_complete:
             return False  # Sent before the last answer came: uvicorn has a queue for these.
@@ -291,6 +305,8 @@ class Invocation:
             raise _too_large()
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        # The connection holds this object until its next request.
+        self._parts = []
         check_input(body)
         functions = self._protocol.app.invocations.functions
         bundle = functions.ready(principal.tenant_id, self.name)
@@ -362,9 +378,10 @@ class Invocation:
 
     def _send(self, response: bytes) -> None:
         self.response_complete = True
-        if self.disconnected:
-            return
         protocol = self._protocol
+        # A connection tells only the latest of several requests that it is gone.
+        if self.disconnected or protocol.transport.is_closing():
+            return
         protocol.transport.write(response)
         if not self.keep_alive:
             protocol.transport.close()

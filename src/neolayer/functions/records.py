@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
-import psycopg
 
 from neolayer.core.errors import ServiceError, Unavailable
 from neolayer.core.text import storable
@@ -156,17 +155,18 @@ class ExecutionRecords:
         """Write `_writing`. One record that the database cannot hold must not keep the others back."""
         try:
             await self._copy(self._writing)
-        except (psycopg.Error, ServiceError) as error:
-            if isinstance(error, Unavailable):
-                raise
-            for record in map(_made, self._writing):
+        except Unavailable:
+            raise
+        except Exception:
+            for record in self._writing:
                 try:
-                    await self._database.execute(_SQL["insert_execution"], msgspec.structs.asdict(record))
-                except (psycopg.Error, ServiceError) as reason:
-                    if isinstance(reason, Unavailable):
-                        raise
+                    row = msgspec.structs.asdict(_made(record))
+                    await self._database.execute(_SQL["insert_execution"], row)
+                except Unavailable:
+                    raise
+                except Exception:
                     UNWRITABLE.inc()
-                    _log.error("execution %s cannot be recorded: %s", record.id, reason)
+                    _log.exception("an execution cannot be recorded")
 
     async def _copy(self, records: "list[ExecutionRecord | Unmade]") -> None:
         # A COPY is a transaction of its own, so one need not be begun and committed around it.

@@ -260,17 +260,22 @@ class Invocation:
             await self._functions.load(self._bundle)
         except ServiceError as error:
             self._waiter.failed(error)
+        except BaseException:
+            self._waiter.failed(ServiceError())
+            raise
         else:
             if not self._send():
                 self._waiter.failed(EnclaveUnavailable("the connection to the enclave was lost"))
 
     def finished(self, result: Result) -> None:
         # The answer leaves when this turn of the event loop is over, so what can wait is done later.
-        if result.error is None:
-            self._waiter.answered(self._execution, result)
-        else:
-            self._waiter.failed(error_of(self._execution, result.error))
-        self._record(result)
+        try:
+            if result.error is None:
+                self._waiter.answered(self._execution, result)
+            else:
+                self._waiter.failed(error_of(self._execution, result.error))
+        finally:
+            self._record(result)
 
     def failed(self, error: ServiceError) -> None:
         if error.code == "not_loaded" and not self._reloaded:

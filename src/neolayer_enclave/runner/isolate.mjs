@@ -359,8 +359,13 @@ export class FunctionIsolate {
       this.#broken(call, failure);
       return;
     }
-    this.#sampleHeap();
-    this.#drain(call.realm, call.realm.take.applySync());
+    try {
+      this.#sampleHeap();
+      this.#drain(call.realm, call.realm.take.applySync());
+    } catch (error) {
+      // The watchdog disposed it just as the entry ended, or its memory ran out over what it had to say.
+      this.#broken(call, error);
+    }
   }
 
   #broken(call, failure) {

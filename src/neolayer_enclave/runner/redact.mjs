@@ -42,8 +42,8 @@ export class Redactor {
   error([code, message, stack, ...rest]) {
     return [
       code,
-      this.#text(message, message.length >= MAX_MESSAGE).slice(0, MAX_MESSAGE),
-      this.#text(stack, stack.length >= MAX_STACK).slice(0, MAX_STACK),
+      this.#text(message, message.length >= MAX_MESSAGE).slice(0, MAX_MESSAGE).toWellFormed(),
+      this.#text(stack, stack.length >= MAX_STACK).slice(0, MAX_STACK).toWellFormed(),
       ...rest,
     ];
   }
