@@ -245,6 +245,8 @@ class Api:
             ("execution records", records.run),
         ):
             await self._stack.enter_async_context(background(name, work))
+        # Before the last records are written: calls that still run have ended for us, and are recorded so.
+        self._stack.push_async_callback(parts.enclave.close)
 
         async def refresh_metrics() -> None:
             with contextlib.suppress(Unavailable):

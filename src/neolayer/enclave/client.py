@@ -93,8 +93,10 @@ class EnclaveClient:
         self._handles: dict[str, bytes] = {}
 
     async def close(self) -> None:
+        """Calls that run are told `OutcomeUnknown` before this returns."""
         if self._connection:
             self._connection.close()
+            await self._connection.closed.wait()
 
     async def hello(self) -> protocol.Identity:
         return await self._call(protocol.Hello(), protocol.Identity)
@@ -237,6 +239,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.open = False
+        self.closed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -254,6 +257,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
+        self.closed.set()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for _, future in self._requests.values():

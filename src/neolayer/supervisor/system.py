@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import psutil
@@ -27,6 +28,9 @@ from neolayer.supervisor.part import (
 )
 from neolayer.supervisor.places import HOME_MARK, Places
 from neolayer.supervisor.process import Child, Command
+
+#: For calls that run and records that are not written when our own processes are told to stop; seconds.
+OWN_STOP_S: Final = 7.0
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _own(places: Places, env: Mapping[str, str], name: str) -> Callable[[], Awai
 
     async def launch() -> Command:
         argv = (sys.executable, "-m", "neolayer.cli.main", name)
-        return Command(argv, env, places.logs / f"{name}.log")
+        return Command(argv, env, places.logs / f"{name}.log", stop_seconds=OWN_STOP_S)
 
     return launch
 
