@@ -216,7 +216,7 @@ class Checked(Message, frozen=True):
 class Load(Message, frozen=True, tag="load"):
     """Make a bundle known: immutable source, limits, egress and secrets. Answered by `Loaded`.
 
-    The isolate is made at the first `Invoke`. ``bundle`` names exactly this content: another content needs
+    The isolate is made at the first ``INVOKE``. ``bundle`` names exactly this content: another content needs
     another name.
     """
 

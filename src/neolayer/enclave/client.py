@@ -82,8 +82,8 @@ class Enclave(Protocol):
 class EnclaveClient:
     """Implements `Enclave` over the unix socket.
 
-    Connects at the first call and again after the connection was lost. Calls that were in flight when it was
-    lost raise `EnclaveUnavailable`; whether they ran is unknown.
+    Connects at the first call and again after the connection was lost. Requests that were in flight when it was
+    lost raise `EnclaveUnavailable`; calls of functions end with `OutcomeUnknown`: they may have had effects.
     """
 
     def __init__(self, socket: Path) -> None:

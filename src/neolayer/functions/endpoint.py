@@ -9,7 +9,7 @@ ordinary about such a request, goes the way of all requests through the ASGI app
 import asyncio
 import logging
 import time
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -75,12 +75,6 @@ class _NoEvent:
         pass
 
 
-class Application(Protocol):
-    """What an application offers to its connections; null: they pass everything on."""
-
-    invocations: InvokeEndpoint | None
-
-
 class Head(NamedTuple):
     """What a connection's latest plain invocation began with, up to its empty line.
 
@@ -96,6 +90,7 @@ class Head(NamedTuple):
 class InvokeProtocol(HttpToolsProtocol):
     """One HTTP connection. uvicorn's, but for plain invocations."""
 
+    #: Its ``invocations`` is an `InvokeEndpoint`, or null: then everything is passed on to it.
     app: Any
 
     _head: Head | None = None

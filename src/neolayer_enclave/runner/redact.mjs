@@ -9,7 +9,7 @@ const MIN_LINE = 8;
 const MIN_BASE64 = 5;
 // Of longer values only the plain forms are looked for, as all of them would take memory.
 const MAX_ENCODED = 8_192;
-// As in bootstrap.js: texts that it has cut may end within a value.
+// As in bootstrap/console.js and bootstrap/failures.js: texts that it has cut may end within a value.
 const MAX_LOG_BYTES = 262_144;
 const MAX_MESSAGE = 4_096;
 const MAX_STACK = 8_192;
