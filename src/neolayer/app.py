@@ -51,6 +51,7 @@ from neolayer.functions.routes import FunctionsController
 from neolayer.functions.service import Functions
 from neolayer.functions.versions import Versions
 from neolayer.functions.worker import AsyncWorker
+from neolayer.observability import garbage
 from neolayer.observability.log import configure_logging
 from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
@@ -125,7 +126,9 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(valkey.aclose)
         rpc = RpcClient(settings.rpc_urls, timeout_s=settings.rpc_timeout_s)
         stack.push_async_callback(rpc.aclose)
-        enclave = EnclaveClient(enclave_socket(settings))
+        enclave = EnclaveClient(
+            enclave_socket(settings), direct=settings.opt_direct_calls, busy_poll=settings.opt_busy_poll
+        )
         stack.push_async_callback(enclave.close)
         notices = NoticeListener(settings.database_url)
         wallets = Wallets(database, enclave, rpc)
@@ -304,6 +307,8 @@ class Api:
             body_limit_bytes=self._settings.body_limit_bytes,
         )
         self._litestar = RequestMetrics(DrainedBody(litestar))
+        if self._settings.opt_gc_tuning:
+            garbage.tune()
 
 
 @asynccontextmanager

@@ -7,24 +7,23 @@ is done from here: such a cell is killed, its running calls fail, and the next c
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import struct
 import time
 from collections import deque
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import msgspec
 
-from neolayer_enclave import egress, subtle
+from neolayer_enclave import egress
+from neolayer_enclave.bundle import Bundle, plain
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.loading import FORM_CHECKED, Loading
-from neolayer_enclave.process import CellProcess
+from neolayer_enclave.process import BlackBox, CellProcess
 from neolayer_enclave.protocol import (
-    HANDLE_BYTES,
+    DIRECT_BIT,
+    DIRECT_CONNECTIONS,
+    DIRECT_IDS,
     MAX_FRAME_BYTES,
     QUEUE_BYTES,
     ErrorInfo,
@@ -32,48 +31,50 @@ from neolayer_enclave.protocol import (
     Limits,
     encode_failed,
 )
-from neolayer_enclave.subtle import Budget
+from neolayer_enclave.run import Caller, Run, refuse
+from neolayer_enclave.services import Services, drop_work
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
 RESULT, CALL, CHECKED = range(16, 19)
 #: How functions become isolates, see `loading`.
 OPTIONS, WARM, SHRINK = range(32, 35)
 CODE, LOADED, FIRST, WARMED, UP = range(48, 53)
+#: Of calls that the host sends to the cell directly.
+LEAVE = 36
+BUSY, USED, BEGAN, ENDED = range(64, 68)
 #: Of a RESULT, where the count of the cell's isolates is; the rest of it is `protocol.RESULT_HEAD` without the
 #: queue's time, which the cell does not know.
 ISOLATES: Final = struct.Struct("<3xH")
 U32: Final = struct.Struct("<I")
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
+#: Bundle, ms since it came, ms until its deadline.
+BEGAN_BODY: Final = struct.Struct("<III")
+#: Bundle, calls.
+USED_PART: Final = struct.Struct("<II")
 WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
-HOST_FUNCTIONS: Final = {0: "neo.read", 1: "neo.send", 3: "neo.wallet", 4: "functions.invoke"}
-#: After one of these a call must not be repeated blindly.
-EFFECTS: Final = frozenset({"neo.send", "functions.invoke"})
-FETCH: Final = 2
-SUBTLE: Final = 16
-#: Nobody waits for a fetch any more.
-ABORT: Final = 17
-#: Length of the JSON text of a `FETCH` or `SUBTLE`; what follows it is the body.
-TEXT_LENGTH: Final = struct.Struct("<I")
 
 #: How long after its deadline a call may stay unanswered before the cell counts as hung. With the time to notice
 #: and to kill it is below the 0.5 s that callers are promised.
 GRACE_S: Final = 0.4
+#: A busy cell that is in no function and says nothing for so long counts as hung.
+SILENT_S: Final = 10.0
 #: What a cell may hold beside its functions, whose own limits come on top.
 CELL_RSS_BYTES: Final = 512 * 1024 * 1024
-#: Calls of a tenant that run at a time, and that wait for their turn.
+#: Calls of a tenant that run at a time, and that wait for their turn. As in `runner/direct.mjs`.
 MAX_RUNNING: Final = 64
 MAX_WAITING: Final = 256
 #: The longest that one waits.
 WAIT_S: Final = 5.0
 #: Calls made by running functions never wait, or those that wait for them would wait for ever.
 MAX_NESTED: Final = 512
-MAX_FETCHES: Final = 50
 #: Of the inputs of calls that wait.
 MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
 #: What a cell sends grows a little on its way to the host; a frame too long would end the connection of all.
 MAX_BODY_BYTES: Final = MAX_FRAME_BYTES - 65_536
 CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
+#: Longer than any call of an unloaded bundle goes on.
+UNLOADED_S: Final = 40.0
 #: For a new process to come up on a busy machine.
 STARTING_S: Final = 10.0
 
@@ -87,116 +88,29 @@ class CheckReply(msgspec.Struct, frozen=True):
     column: int | None = None
 
 
-class HostFailure(msgspec.Struct, frozen=True):
-    """What a function sees of a failed host call."""
-
-    code: str
-    message: str
-
-
 _decode_check = msgspec.json.Decoder(CheckReply | None).decode
 _json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
-    """A function as it was loaded, ready for a cell."""
+class Culprit:
+    """Whose fault the end of a cell is."""
 
-    tenant: str
-    name: str
-    #: Says whether another `Load` of the same name has the same content.
-    digest: bytes
-    #: What the host calls it by.
-    handle: bytes
-    #: First part of the cell's LOAD frame.
-    head: bytes
-    source: bytes
-    limits: Limits
-    patterns: list[egress.Pattern]
-
-    @classmethod
-    def make(
-        cls,
-        tenant: str,
-        name: str,
-        digest: bytes,
-        *,
-        shown: str,
-        source: str,
-        limits: Limits,
-        secrets: dict[str, str],
-        patterns: list[egress.Pattern],
-        isolation: str = "version",
-    ) -> Self:
-        """``shown`` becomes the file name in stack traces."""
-        head = _json(
-            {
-                "file": f"{re.sub(r'[^\w.-]', '_', shown)}.js",
-                "secrets": _json(secrets).decode(),
-                "limits": _plain(limits),
-                "isolation": isolation,
-            }
-        )
-        head = len(head).to_bytes(4, "little") + head
-        return cls(tenant, name, digest, os.urandom(HANDLE_BYTES), head, source.encode(), limits, patterns)
-
-    @property
-    def size(self) -> int:
-        return len(self.head) + len(self.source)
+    #: Of the error that its calls get.
+    code: str
+    #: The id of a call, or the number of a bundle, all of whose calls it concerns.
+    call: int = 0
+    bundle: int = 0
 
 
-class Caller(Protocol):
-    """Who waits for a call: a connection of the host."""
+class Owner(Protocol):
+    """Who has the cell."""
 
-    def finished(self, id: int, queue_us: bytes, result: bytes) -> None:
-        """The two together are the body of a ``RESULT``."""
+    def gone(self, cell: "Cell", *, crashed: bool) -> None:
+        """It takes no more calls; its process may take a moment longer."""
 
-    def refused(self, id: int, failure: Failure) -> None:
-        """The call was not started."""
-
-    def host_call(self, run: "Run", seq: int, name: str, argument: bytes) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A call of a function, waiting or running."""
-
-    caller: Caller
-    #: Frame id of the caller's request.
-    request: int
-    bundle: Bundle
-    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, input.
-    content: bytes
-    cell: "Cell"
-    #: `time.monotonic`.
-    arrived: float
-    #: These three once it runs.
-    id: int = 0
-    started: float = 0.0
-    deadline: float = 0.0
-    fetches: int = 0
-    #: What works for the function's host calls, by their number; made when there is something, as most calls have
-    #: nothing and are quick.
-    working: dict[int, asyncio.Task[None]] | None = None
-    computed: Budget | None = None
-    #: A host call with an effect was made: the call must not be repeated blindly.
-    sent: bool = False
-
-    @property
-    def nested(self) -> bool:
-        return self.content[0] > 0
-
-    @property
-    def queue_us(self) -> int:
-        return int((self.started - self.arrived) * 1e6)
-
-    def answer(self, seq: int, *, ok: bool, text: bytes, body: bytes = b"") -> None:
-        """Give the function what it waits for; dropped when the call is over."""
-        self.cell.deliver(self, seq, ok=ok, text=text, body=body)
-
-
-class Gone(Protocol):
-    def __call__(self, cell: "Cell", *, crashed: bool) -> None: ...
+    def touched(self, cell: "Cell", bundle: Bundle | None) -> None:
+        """Calls come to it directly, of this bundle if one is named."""
 
 
 class CheckFailed(Exception):
@@ -213,6 +127,10 @@ class NoCapacity(Exception):
     """Every cell is busy."""
 
 
+class NotUp(Exception):
+    """The cell cannot be spoken to directly just now."""
+
+
 class TooManyCalls(Exception):
     """The tenant has as many calls running and waiting as it may."""
 
@@ -220,8 +138,11 @@ class TooManyCalls(Exception):
 class Cell(FramePeer):
     """One Node process and what runs in it. Frames sent before it has one, or is up, wait."""
 
-    def __init__(self, tenant: str, web: egress.Egress, loading: Loading, rss_bytes: int, gone: "Gone") -> None:
+    def __init__(
+        self, number: int, tenant: str, web: egress.Egress, loading: Loading, rss_bytes: int, owner: Owner
+    ) -> None:
         super().__init__()
+        self.number = number
         self.tenant = tenant
         self.process: CellProcess | None = None
         #: `time.monotonic` of the last time it was asked for, and of when it got its process.
@@ -233,14 +154,18 @@ class Cell(FramePeer):
         self.isolates = 0
         self.ended = asyncio.Event()
         self.burial: asyncio.Task[None]
-        self._egress = web
+        self._services = Services(web)
         self._loading = loading
         self._rss_bytes = rss_bytes
-        self._gone = gone
+        self._owner = owner
+        #: Calls that came directly are running, or were a moment ago.
+        self._busy = False
+        self._heard = 0.0
+        #: Direct connections it was given, ever.
+        self._connections = 0
+        #: Why direct calls failed that it had told of; kept for `fate`.
+        self._told: dict[int, ErrorInfo] = {}
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
-        #: Computes for `crypto.subtle`: one thread a tenant, so that none waits for another's data.
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="subtle")
-        self._aside_bytes = 0
         self._checked: dict[int, bytes] = {}
         self._warms: dict[int, asyncio.Future[int]] = {}
         self._ids = 0
@@ -255,13 +180,13 @@ class Cell(FramePeer):
         self._connecting: asyncio.Task[None] | None = None
         self._refusal: Failure | None = None
         self._reason: str | None = None
-        #: Whose fault the end is, if known: a call or the number of a bundle, and the error code.
-        self._culprit: tuple[Run | int, str] | None = None
+        self._culprit: Culprit | None = None
+        self._crashed = False
         self._over = False
 
     @property
     def idle(self) -> bool:
-        return not self.runs and not self.waiting and not self._checks and not self._warms
+        return not (self._busy or self.runs or self.waiting or self._checks or self._warms)
 
     @property
     def _waiting_bytes(self) -> int:
@@ -299,7 +224,7 @@ class Cell(FramePeer):
         number = self._number(bundle)
         run.started = now = time.monotonic()
         run.deadline = now + bundle.limits.timeout_ms / 1000
-        self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
+        run.id = self._next_id()
         self.runs[run.id] = run
         self._tell(INVOKE, run.id, U32.pack(number), run.content)
         self._loading.called(bundle)
@@ -346,7 +271,7 @@ class Cell(FramePeer):
         self._checks[id] = answer
         self._checked[id] = source.encode()
         try:
-            content = _json({"file": "function.js", "source": source, "limits": _plain(CHECK_LIMITS)})
+            content = _json({"file": "function.js", "source": source, "limits": plain(CHECK_LIMITS)})
             self._tell(CHECK, id, content)
             async with asyncio.timeout(CHECK_LIMITS.timeout_ms / 1000 + GRACE_S + STARTING_S):
                 wrong = await answer
@@ -362,7 +287,8 @@ class Cell(FramePeer):
     def unload(self, bundle: Bundle) -> None:
         number = self._numbers.pop(bundle.name, None)
         if number is not None:
-            del self._loaded[number]
+            # Calls that came directly may still need it.
+            asyncio.get_running_loop().call_later(UNLOADED_S, self._loaded.pop, number, None)
             self._tell(UNLOAD, number)
 
     def _number(self, bundle: Bundle) -> int:
@@ -375,6 +301,67 @@ class Cell(FramePeer):
             self._tell(LOAD, number, bundle.head, self._loading.program(bundle.tenant, bundle.source))
         return number
 
+    # --- direct calls -------------------------------------------------------------------------------------
+
+    def hand_over(self, descriptor: int) -> int:
+        """Give the cell a connection of the host; returns the least id of the calls that may come on it.
+
+        Raises:
+            NotUp: there is no process, or not yet, or no longer.
+        """
+        if self._over or self.process is None or not self.process.up:
+            raise NotUp
+        self._connections += 1
+        first = DIRECT_BIT | self._connections % DIRECT_CONNECTIONS * DIRECT_IDS
+        try:
+            self.process.hand_over(descriptor, first)
+        except OSError as error:
+            raise NotUp from error
+        return first
+
+    def leave(self) -> None:
+        """Have it refuse further calls that come directly."""
+        self._tell(LEAVE, 0)
+
+    async def fate(self, calls: list[tuple[int, bytes]]) -> list[ErrorInfo | None]:
+        """What became of direct calls after the cell's end; see `protocol.Fate`."""
+        # The connection is gone before the process is.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STARTING_S):
+                await self.ended.wait()
+        numbers = {bundle.handle: number for number, bundle in self._loaded.items()}
+        return [self._fate(id, numbers.get(handle, 0)) for id, handle in calls]
+
+    def _fate(self, id: int, number: int) -> ErrorInfo | None:
+        if told := self._told.get(id):
+            return told
+        return self._error_of(id, number, repeatable=True) if self._crashed else None
+
+    def _began(self, id: int, body: bytes) -> None:
+        """A direct call asks for something, or does not end at once."""
+        number, age_ms, left_ms = BEGAN_BODY.unpack(body)
+        if id in self.runs or not id & DIRECT_BIT or len(self.runs) > 2 * (MAX_RUNNING + MAX_NESTED):
+            raise ValueError("a cell tells of a call that cannot be")
+        started = time.monotonic() - age_ms / 1000
+        # A bundle may have been unloaded since.
+        if bundle := self._loaded.get(number):
+            self.runs[id] = Run(
+                None, id, bundle, b"\0", self, started, id, started, time.monotonic() + left_ms / 1000
+            )
+
+    def _used(self, isolates: int, body: bytes) -> None:
+        self.isolates = isolates
+        for number, calls in USED_PART.iter_unpack(body):
+            if bundle := self._loaded.get(number):
+                self._loading.called(bundle, calls)
+                self._touch(bundle)
+
+    def _touch(self, bundle: Bundle | None = None) -> None:
+        self.used = time.monotonic()
+        self._owner.touched(self, bundle)
+
+    # --- calls that run -----------------------------------------------------------------------------------
+
     def deliver(self, run: Run, seq: int, *, ok: bool, text: bytes, body: bytes) -> None:
         if self.runs.get(run.id) is run:
             self._tell(DELIVER, run.id, DELIVER_HEAD.pack(seq, ok, len(text)), text, body)
@@ -382,7 +369,7 @@ class Cell(FramePeer):
     def cancel(self, run: Run) -> None:
         """End a call whose result nobody waits for."""
         if self.runs.pop(run.id, None):
-            self._drop_tasks(run)
+            drop_work(run)
             self._tell(CANCEL, run.id)
             self._begin_next()
         elif run in self.waiting:
@@ -404,33 +391,50 @@ class Cell(FramePeer):
         while self.waiting and time.monotonic() - self.waiting[0].arrived > WAIT_S:
             run = self.waiting.popleft()
             message = f"{MAX_RUNNING} calls of this tenant are running, none ended within {WAIT_S:g} s"
-            run.caller.refused(run.request, Failure("too_many_calls", message, retryable=True))
+            refuse(run, Failure("too_many_calls", message, retryable=True))
         if self.process is None or self._over:
             return
         now = time.monotonic()
         box = self.process.black_box()
         if self._up_since is None and box.since:
             self._up_since = now
-        on_main = self.runs.get(box.call)
-        if on_main:
-            # As long as the cell itself allows an entry on its main thread, see `#entryMs` there. Meanwhile it
-            # cannot notice that another call is due.
-            cpu_s = (2 * on_main.bundle.limits.cpu_ms + 100) / 1000
-            latest, code = min((box.since + cpu_s + GRACE_S, "cpu_limit"), (self._latest(on_main), "timeout"))
+        if on_main := self._on_main(box):
+            latest, culprit = on_main
             if now > latest:
-                self._culprit = (on_main, code)
+                self._culprit = culprit
                 self.kill("a call does not end")
                 return
         elif late := next((run for run in self.runs.values() if now > self._latest(run)), None):
-            self._culprit = (late, "timeout")
+            self._culprit = Culprit("timeout", call=late.id)
             self.kill("a call was not ended at its deadline")
             return
-        bundles = {run.bundle.name: run.bundle.limits.memory_mb for run in self.runs.values()}
-        ceiling = self._rss_bytes + sum(bundles.values()) * 1024 * 1024
+        elif self._busy and now > self._heard + SILENT_S:
+            self.kill("it says nothing")
+            return
+        bundles = {run.bundle for run in self.runs.values()}
+        bundles.update(self._loaded[each] for each in (box.bundle, *box.others) if each in self._loaded)
+        ceiling = self._rss_bytes + sum(bundle.limits.memory_mb for bundle in bundles) * 1024 * 1024
         self.process.limit(ceiling)
         if self.process.over(ceiling):
             self._culprit = self._in_memory_trouble()
             self.kill(f"it holds more than {ceiling >> 20} MB")
+
+    def _on_main(self, box: BlackBox) -> tuple[float, Culprit] | None:
+        """When the entry on the cell's main thread must be over, and what it is guilty of then. Until its end the
+        cell cannot notice that another call is due."""
+        run = self.runs.get(box.call)
+        if run:
+            limits, latest = run.bundle.limits, self._latest(run)
+        elif box.call & DIRECT_BIT and box.bundle in self._loaded:
+            # It came just before, or the cell would have told of it.
+            limits = self._loaded[box.bundle].limits
+            latest = box.since + limits.timeout_ms / 1000 + GRACE_S
+        else:
+            return None
+        # As long as the cell itself allows such an entry, see `#entryMs` there.
+        latest_cpu = box.since + (2 * limits.cpu_ms + 100) / 1000 + GRACE_S
+        code = "cpu_limit" if latest_cpu < latest else "timeout"
+        return min(latest_cpu, latest), Culprit(code, call=box.call)
 
     def _latest(self, run: Run) -> float:
         """When the cell must have ended a call; its own clock starts when it is up."""
@@ -444,6 +448,7 @@ class Cell(FramePeer):
     def frame_received(self, kind: int, id: int, body: bytes) -> None:
         if len(body) > MAX_BODY_BYTES:
             raise ValueError("a cell says more than can be passed on")
+        self._heard = time.monotonic()
         if kind == RESULT:
             run = self.runs.pop(id, None)
             if run:
@@ -452,7 +457,18 @@ class Cell(FramePeer):
             run = self.runs.get(id)
             if run:
                 seq, function = CALL_HEAD.unpack_from(body)
-                self._asked(run, seq, function, body[CALL_HEAD.size :])
+                self._services.serve(run, seq, function, body[CALL_HEAD.size :])
+        elif kind == USED:
+            self._used(id, body)
+        elif kind == BEGAN:
+            self._began(id, body)
+        elif kind == ENDED:
+            if run := self.runs.pop(id, None):
+                drop_work(run)
+                self._begin_next()
+        elif kind == BUSY:
+            self._busy = id != 0
+            self._touch()
         elif kind == CHECKED:
             answer = self._checks.get(id)
             if answer and not answer.done():
@@ -497,79 +513,14 @@ class Cell(FramePeer):
             self._unsent.append((kind, id, parts))
 
     def _finished(self, run: Run, body: bytes) -> None:
+        if run.caller is None:
+            raise ValueError("a cell answers a call that is not ours")
         (self.isolates,) = ISOLATES.unpack_from(body)
         if run.working:
-            self._drop_tasks(run)
+            drop_work(run)
         if self.waiting:
             self._begin_next()
         run.caller.finished(run.request, U32.pack(run.queue_us), body)
-
-    def _asked(self, run: Run, seq: int, function: int, argument: bytes) -> None:
-        if function == FETCH:
-            self._work(run, seq, self._fetch(run, seq, *_parts(argument)))
-            return
-        if function == SUBTLE:
-            self._subtle(run, seq, *_parts(argument))
-            return
-        if function == ABORT:
-            if run.working and (work := run.working.get(seq)):
-                work.cancel()
-            return
-        name = HOST_FUNCTIONS[function]
-        run.sent |= name in EFFECTS
-        run.caller.host_call(run, seq, name, argument)
-
-    def _work(self, run: Run, seq: int, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        working = run.working = run.working or {}
-        working[seq] = task
-        task.add_done_callback(lambda _: working.pop(seq, None))
-
-    async def _fetch(self, run: Run, seq: int, argument: bytes, body: bytes) -> None:
-        run.fetches = min(run.fetches + 1, 0xFFFF)
-        try:
-            if run.fetches > MAX_FETCHES:
-                raise egress.FetchRefused("too_many_fetches", f"a call may fetch {MAX_FETCHES} times")
-            request = egress.decode_request(argument)
-            response, content = await self._egress.fetch(
-                request, body if request.has_body else None, run.bundle.patterns, run.deadline - time.monotonic()
-            )
-        except egress.FetchRefused as error:
-            run.answer(seq, ok=False, text=_json(HostFailure(error.code, str(error))))
-        except msgspec.DecodeError as error:
-            run.answer(seq, ok=False, text=_json(HostFailure("invalid_request", str(error))))
-        else:
-            run.answer(seq, ok=True, text=_json(response), body=content)
-
-    def _subtle(self, run: Run, seq: int, argument: bytes, data: bytes) -> None:
-        try:
-            operation = subtle.decode(argument)
-            run.computed = run.computed or Budget()
-            run.computed.spend(len(data))
-            if len(data) > subtle.INLINE_BYTES:
-                if self._aside_bytes + len(data) > subtle.MAX_ASIDE_BYTES:
-                    raise subtle.Refused(
-                        "QuotaExceededError", "too much is being computed at once: await some of it"
-                    )
-                self._aside_bytes += len(data)
-                self._work(run, seq, self._subtle_aside(run, seq, operation, data))
-                return
-            answer = subtle.compute(operation, data)
-        except (subtle.Refused, msgspec.DecodeError) as error:
-            _refuse(run, seq, error)
-        else:
-            run.answer(seq, ok=True, text=b"", body=answer)
-
-    async def _subtle_aside(self, run: Run, seq: int, operation: subtle.Operation, data: bytes) -> None:
-        work = asyncio.get_running_loop().run_in_executor(self._aside, subtle.compute, operation, data)
-        try:
-            answer = await work
-        except subtle.Refused as error:
-            _refuse(run, seq, error)
-        else:
-            run.answer(seq, ok=True, text=b"", body=answer)
-        finally:
-            self._aside_bytes -= len(data)
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -588,8 +539,7 @@ class Cell(FramePeer):
         """End it before it was started."""
         self._refusal = failure
         while self.waiting:
-            run = self.waiting.popleft()
-            run.caller.refused(run.request, failure)
+            refuse(self.waiting.popleft(), failure)
         self._stop(crashed=False)
 
     async def _connect(self, process: CellProcess) -> None:
@@ -599,9 +549,10 @@ class Cell(FramePeer):
         if self._over:
             return
         self._over = True
+        self._crashed = crashed
         self._unsent = []
         self.burial = asyncio.get_running_loop().create_task(self._bury())
-        self._gone(self, crashed=crashed)
+        self._owner.gone(self, crashed=crashed)
 
     async def _bury(self) -> None:
         if self._connecting:
@@ -619,7 +570,7 @@ class Cell(FramePeer):
                 _log.warning("cell of %s ended with %s: %s", self.tenant, code, self.process.last_words())
                 if self.process.out_of_memory():
                     self._culprit = self._in_memory_trouble()
-        self._aside.shutdown(wait=False, cancel_futures=True)
+        self._services.close()
         self._fail_all()
         self.isolates = 0
         self.ended.set()
@@ -639,53 +590,40 @@ class Cell(FramePeer):
         self.runs.clear()
 
     def _failed(self, run: Run) -> None:
-        self._drop_tasks(run)
+        drop_work(run)
         if self._refusal:
-            run.caller.refused(run.request, self._refusal)
+            refuse(run, self._refusal)
             return
-        error = ErrorInfo("cell_crashed", "the process of the function ended", retryable=not run.sent)
-        if self._culprit:
-            culprit, code = self._culprit
-            if culprit is run or culprit == self._numbers.get(run.bundle.name):
-                limits = run.bundle.limits
-                message = {
-                    "timeout": f"the call took longer than {limits.timeout_ms} ms",
-                    "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
-                    "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
-                }[code]
-                error = ErrorInfo(code, message)
+        error = self._error_of(run.id, self._numbers.get(run.bundle.name, 0), repeatable=not run.sent)
+        if run.caller is None:
+            self._told[run.id] = error
+            return
         wall_us = min(int((time.monotonic() - run.started) * 1e6), 0xFFFF_FFFF)
         result = encode_failed(error, queue_us=run.queue_us, wall_us=wall_us, fetches=run.fetches)
         run.caller.finished(run.request, result[:QUEUE_BYTES], result[QUEUE_BYTES:])
 
-    def _in_memory_trouble(self) -> tuple[int, str] | None:
+    def _error_of(self, call: int, number: int, *, repeatable: bool) -> ErrorInfo:
+        """What the end of the cell means for a call of the bundle of that number."""
+        culprit, bundle = self._culprit, self._loaded.get(number)
+        if culprit and bundle and (culprit.call == call or culprit.bundle == number):
+            limits = bundle.limits
+            message = {
+                "timeout": f"the call took longer than {limits.timeout_ms} ms",
+                "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
+                "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
+            }[culprit.code]
+            return ErrorInfo(culprit.code, message)
+        return ErrorInfo("cell_crashed", "the process of the function ended", retryable=repeatable)
+
+    def _in_memory_trouble(self) -> Culprit | None:
         """The one bundle that was being run when the memory ran out, if it was one."""
         assert self.process
         box = self.process.black_box()
         entered = {number for number in (box.bundle, *box.others) if number}
         if not entered:
             entered = {self._numbers.get(run.bundle.name, 0) for run in self.runs.values()}
-        return (entered.pop(), "memory_limit") if len(entered) == 1 else None
-
-    def _drop_tasks(self, run: Run) -> None:
-        for task in (run.working or {}).values():
-            task.cancel()
+        return Culprit("memory_limit", bundle=entered.pop()) if len(entered) == 1 else None
 
     def _next_id(self) -> int:
-        self._ids = self._ids % 0xFFFF_FFFF + 1
+        self._ids = self._ids % (DIRECT_BIT - 1) + 1
         return self._ids
-
-
-def _parts(argument: bytes) -> tuple[bytes, bytes]:
-    (length,) = TEXT_LENGTH.unpack_from(argument)
-    end = TEXT_LENGTH.size + length
-    return argument[TEXT_LENGTH.size : end], argument[end:]
-
-
-def _refuse(run: Run, seq: int, error: Exception) -> None:
-    name = error.name if isinstance(error, subtle.Refused) else "OperationError"
-    run.answer(seq, ok=False, text=_json(HostFailure(name, str(error))))
-
-
-def _plain(limits: Limits) -> dict[str, int]:
-    return {"timeout_ms": limits.timeout_ms, "cpu_ms": limits.cpu_ms, "memory_mb": limits.memory_mb}

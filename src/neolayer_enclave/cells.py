@@ -10,15 +10,18 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final
 
-from neolayer_enclave.cell import CELL_RSS_BYTES, Bundle, Cell, NoCapacity, TooManyCalls
+from neolayer_enclave.bundle import Bundle
+from neolayer_enclave.cell import CELL_RSS_BYTES, Cell, NoCapacity, TooManyCalls
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.hardening import Hardening
 from neolayer_enclave.loading import Loading
 from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import Failure
+from neolayer_enclave.run import refuse
 
 WATCH_S: Final = 0.02
 #: How long a tenant waits for a cell before its calls are refused; less than the host waits beyond a call's limit.
@@ -44,6 +47,8 @@ SPARE: Final = 2
 CRASHES_S: Final = 10.0
 CRASH_WAIT_S: Final = 0.1
 MAX_CRASH_WAIT_S: Final = 2.0
+#: Cells whose end is remembered for those who ask what became of their calls.
+MAX_BURIED: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +94,11 @@ class Cells:
         self._processes: set[CellProcess] = set()
         #: When the cells of a tenant crashed; `time.monotonic`.
         self._crashes: dict[str, list[float]] = {}
+        #: By number.
+        self._buried: OrderedDict[int, Cell] = OrderedDict()
+        self._numbers = 0
+        #: Told of the bundles of calls that come to the cells directly.
+        self.used: Callable[[Bundle], None] = lambda _: None
         self._taken = 0.0
         self._watcher: asyncio.Task[None] | None = None
         self._reaper: asyncio.TimerHandle | None = None
@@ -144,7 +154,8 @@ class Cells:
         if cell is None:
             if len(self._waiting) >= MAX_WAITING:
                 raise NoCapacity("all cells are busy")
-            cell = Cell(tenant, self._egress, self.loading, self._rss_bytes, self._gone)
+            self._numbers += 1
+            cell = Cell(self._numbers, tenant, self._egress, self.loading, self._rss_bytes, self)
             self._waiting[cell] = time.monotonic() + self._penance(tenant)
             self._cells[tenant] = cell
             self._serve()
@@ -154,6 +165,15 @@ class Cells:
         if self._watcher is None:
             self._tend()
         return cell
+
+    def at_hand(self, tenant: str) -> Cell | None:
+        """The tenant's cell, if there is one already."""
+        return self._cells.get(tenant)
+
+    def by_number(self, number: int) -> Cell | None:
+        """A cell, also one that ended not long ago."""
+        living = (*self._cells.values(), *self._leaving)
+        return self._buried.get(number) or next((cell for cell in living if cell.number == number), None)
 
     def has_room_for(self, tenant: str) -> bool:
         """Whether the tenant has a cell, or can get one without another's end."""
@@ -252,6 +272,7 @@ class Cells:
             if now - cell.bound > TENURE_S:
                 del self._cells[cell.tenant]
                 self._leaving.add(cell)
+                cell.leave()
         return False
 
     def _penance(self, tenant: str) -> float:
@@ -262,8 +283,20 @@ class Cells:
             self._crashes.pop(tenant, None)
         return min(CRASH_WAIT_S * 2 ** (len(crashes) - 2), MAX_CRASH_WAIT_S) if len(crashes) > 1 else 0.0
 
-    def _gone(self, cell: Cell, *, crashed: bool) -> None:
-        # Called when a cell takes no more calls; its process may take a moment longer.
+    # --- Owner of the cells ---------------------------------------------------------------------------------
+
+    def touched(self, cell: Cell, bundle: Bundle | None) -> None:
+        if self._cells.get(cell.tenant) is cell:
+            self._cells[cell.tenant] = self._cells.pop(cell.tenant)
+        if bundle:
+            self.used(bundle)
+        if self._watcher is None:
+            self._tend()
+
+    def gone(self, cell: Cell, *, crashed: bool) -> None:
+        self._buried[cell.number] = cell
+        if len(self._buried) > MAX_BURIED:
+            self._buried.popitem(last=False)
         if self._cells.get(cell.tenant) is cell:
             del self._cells[cell.tenant]
         self._waiting.pop(cell, None)
@@ -280,9 +313,9 @@ class Cells:
                     raise NoCapacity("the enclave is stopping")
                 self.of(cell.tenant).take(run)
             except NoCapacity as error:
-                run.caller.refused(run.request, Failure("no_capacity", str(error), retryable=True))
+                refuse(run, Failure("no_capacity", str(error), retryable=True))
             except TooManyCalls as error:
-                run.caller.refused(run.request, Failure("too_many_calls", str(error), retryable=True))
+                refuse(run, Failure("too_many_calls", str(error), retryable=True))
 
     # --- watching ---------------------------------------------------------------------------------------------
 

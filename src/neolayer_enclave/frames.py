@@ -21,6 +21,11 @@ class FramePeer(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._partial = bytearray()
 
+    @property
+    def partial(self) -> bool:
+        """Whether the beginning of a frame has come whose end has not."""
+        return bool(self._partial)
+
     def frame_received(self, kind: int, id: int, body: bytes) -> None:
         """Raises ValueError for a frame that makes no sense."""
         raise NotImplementedError

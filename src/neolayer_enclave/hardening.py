@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from neolayer_enclave.ceiling import Ceilings, NoCeilings
+from neolayer_enclave.launcher.main import CHANNEL_FD
 from neolayer_enclave.launcher.plan import Plan
 from neolayer_enclave.loading import NODE_FLAGS, RUNNER
 from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import Layer
 
 #: Local time is the machine's business, and hidden with its files.
-ENVIRONMENT: Final = {"NODE_ENV": "production", "TZ": "UTC"}
+#: The channel is where Node expects the one to its parent.
+ENVIRONMENT: Final = {"NODE_ENV": "production", "TZ": "UTC", "NODE_CHANNEL_FD": str(CHANNEL_FD)}
 #: What each layer prevents, in the order in which they are built and documented.
 PREVENTS: Final = {
     "memory": "a cell that grows past its ceiling taking the machine with it before it is noticed",

@@ -12,7 +12,7 @@ from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.protocol import Loads
 
 if TYPE_CHECKING:
-    from neolayer_enclave.cell import Bundle
+    from neolayer_enclave.bundle import Bundle
 
 RUNNER: Final = Path(__file__).parent / "runner"
 #: The same where code is made and where it is used: V8 refuses code made under other flags. Chosen by
@@ -97,8 +97,9 @@ class Loading:
         if not program[0] & FORM_CHECKED or not self._code.has(name):
             self._code.put(name, program)
 
-    def called(self, bundle: "Bundle") -> None:
-        self._calls += 1
+    def called(self, bundle: "Bundle", calls: int = 1) -> None:
+        """So many calls of a bundle came just now."""
+        self._calls += calls
         if self.watcher:
             self.watcher.called(bundle)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import json
 import logging
 import mmap
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from neolayer_enclave.ceiling import Ceiling, Ceilings
-from neolayer_enclave.launcher.main import BLACK_BOX_FD, REPORT_FD, SOCKET_FD
+from neolayer_enclave.launcher.main import BLACK_BOX_FD, CHANNEL_FD, REPORT_FD, SOCKET_FD
 from neolayer_enclave.launcher.plan import Plan
 
 #: Since (CLOCK_MONOTONIC, ms; 0 until the process is up), bundle and call on the main thread, bundles on others.
@@ -123,6 +124,22 @@ class CellProcess:
         self.socket.close()
         return await self.ended
 
+    def hand_over(self, descriptor: int, first: int) -> None:
+        """Give it a connection; ``first`` is the least id of the calls that come on it. The caller's descriptor
+        stays open.
+
+        As Node's ``lib/internal/child_process.js`` has it: a line of JSON that carries a descriptor. Receiving one
+        needs no system call that the cells' filter would have to allow.
+
+        Raises:
+            OSError: it does not take any.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while self._channel.recv(4096):
+                pass  # its confirmations
+        line = json.dumps({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": {"first": first}}) + "\n"
+        socket.send_fds(self._channel, [line.encode()], [descriptor])
+
     def promote(self) -> None:
         """Let it have its share of the processors."""
         self.behind = False
@@ -168,9 +185,13 @@ class CellProcess:
 
     def _spawn(self, plan: Plan) -> socket.socket:
         ours, theirs = socket.socketpair()
+        self._channel, their_channel_end = socket.socketpair()
+        self._channel.setblocking(False)
         with contextlib.ExitStack() as both, contextlib.ExitStack() as failing:
             failing.callback(ours.close)
+            failing.callback(self._channel.close)
             both.callback(theirs.close)
+            both.callback(their_channel_end.close)
             box = _kept(os.memfd_create("black-box", os.MFD_CLOEXEC), both)
             os.ftruncate(box, BLACK_BOX_BYTES)
             self._box = mmap.mmap(box, BLACK_BOX_BYTES, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -181,6 +202,7 @@ class CellProcess:
             failing.callback(os.close, report)
             their_report = _kept(their_report, both)
             their_socket = _kept(os.dup(theirs.fileno()), both)
+            their_channel = _kept(os.dup(their_channel_end.fileno()), both)
             launcher = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-c", LAUNCH, plan.encode(), str(Path(__file__).parent.parent)],
@@ -192,6 +214,7 @@ class CellProcess:
                     (os.POSIX_SPAWN_DUP2, their_socket, SOCKET_FD),
                     (os.POSIX_SPAWN_DUP2, box, BLACK_BOX_FD),
                     (os.POSIX_SPAWN_DUP2, their_report, REPORT_FD),
+                    (os.POSIX_SPAWN_DUP2, their_channel, CHANNEL_FD),
                 ],
                 setsigmask=(),
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
@@ -252,6 +275,7 @@ class CellProcess:
 
     def _check_end(self) -> None:
         if not self._watched and not self._pipes and not self.ended.done():
+            self._channel.close()
             if self._ceiling:
                 self._ceiling.remove()
             self.ended.set_result(self._code)

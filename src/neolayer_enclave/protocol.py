@@ -14,6 +14,11 @@ While a function runs the enclave may ask the host for something with ``HOST_CAL
 of the enclave's own numbering), answered by ``HOST_RESULT`` (body: raw JSON bytes) or ``HOST_ERROR``
 (`Failure`).
 
+A connection may be given away with `Direct`: then a cell is at its other end, and calls of that cell's tenant go
+to it without passing this process. There it is only ``INVOKE``, ``RESULT``, ``ERROR``, ``HOST_CALL``,
+``HOST_RESULT`` and ``HOST_ERROR``, whose body is the JSON text of ``{code, message}``. Ids of ``INVOKE`` are those
+that `Way` grants.
+
 There is no request that returns a plaintext secret or a private key.
 """
 
@@ -23,7 +28,7 @@ from typing import Final, Literal
 
 import msgspec
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 #: What the hash of `Evidence` begins with.
 ATTESTATION_DOMAIN: Final = b"neolayer/attestation/1"
 #: What the ``info`` of an encrypted upload begins with, see `upload_info`.
@@ -250,6 +255,38 @@ class Warmed(Message, frozen=True):
     was_warm: bool
 
 
+class Direct(Message, frozen=True, tag="direct"):
+    """Give this connection to the cell in which the bundle's tenant has its functions.
+
+    Answered by `Way`, the last frame that comes from here; `Failure` ``no_cell`` when none is up, or
+    ``bad_request`` when something is under way on this connection, which then stays as it was.
+    """
+
+    handle: bytes
+
+
+class Way(Message, frozen=True):
+    #: Names the cell in `Fate`; of this process of the enclave.
+    cell: int
+    #: Ids of ``INVOKE`` frames on this connection: `DIRECT_IDS` from here on.
+    first: int
+
+
+class Fate(Message, frozen=True, tag="fate"):
+    """What became of calls that were sent to a cell directly, now that the connection is lost? Answered by
+    `Fates`."""
+
+    cell: int
+    #: By id of their ``INVOKE`` frames, with the handle of each one's bundle.
+    calls: list[tuple[int, bytes]]
+
+
+class Fates(Message, frozen=True):
+    #: In the order of the request. Null: the cell was at rest when it was ended, so the call had not been begun,
+    #: or nothing but its own answer came of it.
+    errors: "list[ErrorInfo | None]"
+
+
 class ErrorInfo(Message, frozen=True):
     """How a function failed. Codes: ``function_error`` (it threw), ``invalid_input``, ``invalid_output`` (not JSON
     or too large), ``timeout``, ``cpu_limit``, ``memory_limit``, ``cell_crashed``, ``invalid_function`` (fails
@@ -366,6 +403,8 @@ type Request = (
     | Check
     | Load
     | Warm
+    | Direct
+    | Fate
 )
 
 
@@ -392,6 +431,8 @@ decode_request: Final = msgspec.msgpack.Decoder(
     | Check
     | Load
     | Warm
+    | Direct
+    | Fate
 ).decode
 _decode_error: Final = msgspec.json.Decoder(ErrorInfo).decode
 
@@ -415,6 +456,11 @@ def frame(kind: Kind, id: int, body: bytes) -> bytes:
 # --- invocations --------------------------------------------------------------------------------------------
 
 HANDLE_BYTES: Final = 8
+#: Ids of calls on direct connections have this bit, a cell's other calls do not. Below it are the connection's
+#: number, 10 bits, and the call's. V8 keeps integers of up to 31 bits without a box.
+DIRECT_BIT: Final = 0x4000_0000
+DIRECT_IDS: Final = 1 << 20
+DIRECT_CONNECTIONS: Final = 1 << 10
 EXECUTION_BYTES: Final = 16
 #: Body of ``INVOKE`` before the input: handle, depth (of calls of functions by functions), execution (a UUID).
 INVOKE_HEAD: Final = struct.Struct("<8sB16s")

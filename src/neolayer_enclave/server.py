@@ -13,12 +13,14 @@ from typing import Any, Final
 import msgspec
 
 from neolayer_enclave import attest, protocol, seal
-from neolayer_enclave.cell import Bundle, CannotWarm, CheckFailed, NoCapacity, Run, TooManyCalls
+from neolayer_enclave.bundle import Bundle
+from neolayer_enclave.cell import CannotWarm, CheckFailed, NoCapacity, NotUp, TooManyCalls
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import BadPattern, parse_pattern
 from neolayer_enclave.frames import FramePeer
 from neolayer_enclave.keys import Keys
 from neolayer_enclave.protocol import Failure, Kind, Limits
+from neolayer_enclave.run import Run
 from neolayer_enclave.sign import BadTransaction, NotASigner, Signer
 
 MAX_SOURCE_BYTES: Final = 1_048_576
@@ -62,6 +64,7 @@ class Enclave:
         self._bundles: OrderedDict[tuple[str, str], Bundle] = OrderedDict()
         self._by_handle: dict[bytes, Bundle] = {}
         self._bundles_bytes = 0
+        cells.used = self._used
 
     def identity(self) -> protocol.Identity:
         return protocol.Identity(
@@ -143,6 +146,10 @@ class Enclave:
             raise Refused("not_loaded", "this bundle is not loaded", retryable=True)
         self._bundles.move_to_end((bundle.tenant, bundle.name))
         return bundle
+
+    def _used(self, bundle: Bundle) -> None:
+        if (bundle.tenant, bundle.name) in self._bundles:
+            self._bundles.move_to_end((bundle.tenant, bundle.name))
 
     def _bundle(self, request: protocol.Load, digest: bytes) -> Bundle:
         _check_source(request.source)
@@ -241,6 +248,10 @@ class Connection(FramePeer):
                 self._later(self._check(id, request))
             elif isinstance(request, protocol.Warm):
                 self._later(self._warm(id, request))
+            elif isinstance(request, protocol.Fate):
+                self._later(self._fate(id, request))
+            elif isinstance(request, protocol.Direct):
+                self._hand_over(id, request)
             else:
                 self.send(Kind.RESPONSE, id, protocol.encode(self._answers[type(request)](request)))
         except Exception as error:
@@ -270,6 +281,38 @@ class Connection(FramePeer):
             self._refuse(id, _failure(error))
         else:
             self.send(Kind.RESPONSE, id, protocol.encode(protocol.Warmed(was_warm)))
+
+    async def _fate(self, id: int, request: protocol.Fate) -> None:
+        cell = self._enclave.cells.by_number(request.cell)
+        if cell is None:
+            # It ended long ago.
+            crashed = protocol.ErrorInfo("cell_crashed", "the process of the function ended", retryable=True)
+            errors: list[protocol.ErrorInfo | None] = [crashed for _ in request.calls]
+        else:
+            errors = await cell.fate(request.calls)
+        self.send(Kind.RESPONSE, id, protocol.encode(protocol.Fates(errors)))
+
+    def _hand_over(self, id: int, request: protocol.Direct) -> None:
+        """Give this connection away; what is left here of it is closed."""
+        assert self.transport is not None
+        if self._runs or self._asked or self._tasks or self.partial:
+            raise Refused("bad_request", "something is under way on this connection")
+        bundle = self._enclave.bundle(request.handle)
+        cell = self._enclave.cells.at_hand(bundle.tenant)
+        end: socket.socket | None = self.transport.get_extra_info("socket")
+        if cell is None or end is None:
+            raise Refused("no_cell", "the tenant has no cell", retryable=True)
+        descriptor = os.dup(end.fileno())
+        try:
+            first = cell.hand_over(descriptor)
+            # Written here and now: what waits in the transport would come behind the cell's first words.
+            answer = protocol.encode(protocol.Way(cell.number, first))
+            os.write(descriptor, protocol.frame(Kind.RESPONSE, id, answer))
+        except NotUp:
+            raise Refused("no_cell", "the tenant's cell is not up", retryable=True) from None
+        finally:
+            os.close(descriptor)
+        self.close()
 
     async def _check(self, id: int, request: protocol.Check) -> None:
         try:

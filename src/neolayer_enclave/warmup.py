@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from neolayer_enclave.cell import Bundle, CannotWarm, NoCapacity
+from neolayer_enclave.bundle import Bundle
+from neolayer_enclave.cell import CannotWarm, NoCapacity
 from neolayer_enclave.cells import Cells
 
 type Key = tuple[str, str]

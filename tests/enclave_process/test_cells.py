@@ -36,12 +36,12 @@ async def test_a_cell_starts_with_a_clean_environment_and_few_descriptors(
 ) -> None:
     await own_host.run(ECHO, 1)
     cell = Path(f"/proc/{cell_of(own_enclave)}")
-    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0"
+    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0NODE_CHANNEL_FD=6\0"
     assert (cell / "cwd").readlink() == Path("/")
     opened = {each.name: str(each.readlink()) for each in (cell / "fd").iterdir()}
     sockets = {target for target in opened.values() if target.startswith("socket:")}
-    # The one to the enclave and its own stderr.
-    assert len(sockets - {opened["2"]}) == 1
+    # The one to the enclave, the channel by which it hands over connections, and its own stderr.
+    assert len(sockets - {opened["2"]}) == 2
     files = {target for target in opened.values() if target.startswith("/")}
     assert files == {"/dev/null", "/memfd:black-box (deleted)"}
     limits = (cell / "limits").read_text()

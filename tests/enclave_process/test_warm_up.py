@@ -10,7 +10,7 @@ import pytest
 
 from neolayer_enclave import warmup
 from neolayer_enclave.__main__ import bundled_node
-from neolayer_enclave.cell import Bundle
+from neolayer_enclave.bundle import Bundle
 from neolayer_enclave.cells import Cells
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.hardening import settle

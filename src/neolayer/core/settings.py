@@ -86,6 +86,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Invoke functions past the web framework; the answers are the same.
     opt_raw_invoke: bool = True
+    #: Calls of warm functions go to their process without passing the enclave's; the answers are the same.
+    opt_direct_calls: bool = True
+    #: Look for the answer of a function that is called alone instead of sleeping until it is there; costs up to
+    #: 0.1 ms of a processor for such a call.
+    opt_busy_poll: bool = True
+    #: Look for garbage in cycles less often, and not among what is there from the start.
+    opt_gc_tuning: bool = True
     #: Keep V8's compiled code of functions across restarts and cells.
     opt_code_cache: bool = True
     #: Make isolates before calls need them, and keep those that save most time for their memory.

@@ -1,6 +1,7 @@
 """Invoke: run what a name stands for, and record what became of it."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from neolayer.functions.host import MAX_NESTED, HostCalls
 from neolayer.functions.metrics import observe
 from neolayer.functions.model import Budget, Bundle, Call, ExecutionRecord
 from neolayer.functions.outcome import error_of, failure, record_of
-from neolayer.functions.records import ExecutionRecords
+from neolayer.functions.records import ExecutionRecords, is_plain
 from neolayer.functions.resolver import Resolver
 
 #: Of the execution that a function's call of a function's call … of a function is.
@@ -206,6 +207,17 @@ class Functions:
         return result.output
 
 
+#: A succeeded synchronous warm call with no logs, in the columns of `ExecutionRecord`.
+_LINE: Final = (
+    b"%b\t%b\t%b\tsucceeded\t%b\t\\N\t\\N\tf\t%d\t%d\t%d\t%d\t%b\tsync\t\\N\t1\t\\N\t%d\t%d\t%d\t%d\t\\N\n"
+)
+
+
+@functools.lru_cache(maxsize=1024)
+def _constant_columns(tenant_id: UUID, function_id: UUID, function: str, version: int) -> tuple[bytes, bytes]:
+    return str(tenant_id).encode(), f"{function_id}\t{function}\t{version}".encode()
+
+
 class Invocation:
     """One call of a function, from its start to its record; a `Call` of the enclave's client."""
 
@@ -293,6 +305,30 @@ class Invocation:
         self._input = b""
         self._functions.record_later(self, result)
         count(result)
+
+    def make_line(self) -> bytes | None:
+        result, bundle = self._result, self._bundle
+        output = result.output
+        if result.error or result.cold or result.logs or self._alias or not is_plain(output):
+            return None
+        tenant, version = _constant_columns(
+            self._principal.tenant_id, bundle.function_id, bundle.function, bundle.version
+        )
+        return _LINE % (
+            tenant,
+            str(self._execution).encode(),
+            version,
+            output,
+            result.wall_us,
+            result.cpu_us,
+            result.heap_bytes,
+            result.fetches,
+            datetime.fromtimestamp(self._created, UTC).isoformat().encode(),
+            result.queue_us,
+            result.peak_bytes,
+            self._bytes_in,
+            len(output),
+        )
 
     def make_record(self) -> ExecutionRecord:
         created = datetime.fromtimestamp(self._created, UTC)

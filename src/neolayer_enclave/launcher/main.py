@@ -9,8 +9,9 @@ import sys
 
 from neolayer_enclave.launcher import kernel, landlock, namespaces, seccomp
 
-#: Inherited descriptors: the socket to the enclave, the black box, and where `main` reports to.
-SOCKET_FD, BLACK_BOX_FD, REPORT_FD = 3, 4, 5
+#: Inherited descriptors: the socket to the enclave, the black box, where `main` reports to, and the channel by
+#: which the enclave hands over connections.
+SOCKET_FD, BLACK_BOX_FD, REPORT_FD, CHANNEL_FD = 3, 4, 5, 6
 NOBODY = 65534
 OOM_SCORE = 800
 MAX_FILES = 64

@@ -12,6 +12,7 @@
 //   OPTIONS  u8 (1 keep code, 2 warm up) | code cache of the bootstrap, may be empty
 //   WARM     u32 bundle                                    id: of the request, as in WARMED
 //   SHRINK   u32 MB that idle isolates may hold
+//   LEAVE    -                                             no more calls past the enclave
 //   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
 //            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
 //            | log lines joined by commas
@@ -24,10 +25,12 @@
 //   FIRST    u32 µs of the first entry                     id: of the bundle
 //   UP       u32 µs since this process was started
 //   WARMED   u8 (0 failed, 1 made, 2 was there)
+// Those about calls that come past the enclave are in direct.mjs.
 
 import { isUtf8 } from 'node:buffer';
 import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
+import { DirectCalls } from './direct.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
 import { Blank } from './realm.mjs';
@@ -39,9 +42,11 @@ const MAX_ISOLATES = 64;
 // Of isolates in which nothing runs; half of what the enclave lets a cell hold beside its running functions.
 const MAX_IDLE_BYTES = 256 * 1024 * 1024;
 const RESULT_BYTES = 33;
+// Of a RESULT that goes to the host: for how long the call waited.
+const QUEUE_BYTES = 4;
 const CALL_BYTES = 5;
-// Kinds of CALL; these two carry a body.
-const SEND = 1, FETCH = 2, SUBTLE = 16;
+// Kinds of CALL; FETCH and SUBTLE carry a body, they and ABORT are for the enclave.
+const SEND = 1, FETCH = 2, INVOKE_OTHER = 4, SUBTLE = 16, ABORT = 17;
 // Of an INVOKE, where the execution's id is, and where the input begins.
 const EXECUTION_AT = 5;
 const INPUT_AT = 21;
@@ -56,12 +61,15 @@ const MAX_CODE_BYTES = 4 * 1024 * 1024;
 const BLANK_MB = 128;
 
 const bundles = new Map();
+// The same by handle.
+const handles = new Map();
 const calls = new Map();
 // Of most calls.
 const NO_TIMERS = new Map();
 // All isolates, of bundles, retired and being checked.
 const isolates = new Set();
-const frames = new Frames(Number(process.argv[2]), receive);
+// When the enclave is gone, or ends this cell, so does it.
+const frames = new Frames({ fd: Number(process.argv[2]) }, receive, () => process.exit(0));
 const blackbox = new BlackBox(Number(process.argv[3]));
 let watching = null;
 let warmsUp = false;
@@ -101,6 +109,7 @@ const runner = {
     call.over = true;
     calls.delete(call.id);
     call.isolate.calls.delete(call.id);
+    const { host } = call;
     if (call.timers !== NO_TIMERS) for (const timer of call.timers.values()) clearTimeout(timer);
     // A call that may have had an effect must not be repeated blindly.
     if (error !== null && call.sent) error[3] = false;
@@ -113,18 +122,26 @@ const runner = {
       bytes = text.length;
     }
     const { heapBytes } = call.isolate;
-    const body = Buffer.allocUnsafe(RESULT_BYTES + bytes);
-    body[0] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
-    body.writeUInt16LE(call.fetches, 1);
-    body.writeUInt16LE(isolates.size, 3);
-    body.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), 5);
-    body.writeUInt32LE(Math.round(call.cpuNs / 1000), 9);
-    body.writeDoubleLE(heapBytes, 13);
-    body.writeDoubleLE(Math.max(call.peakHeapBytes, heapBytes), 21);
-    body.writeUInt32LE(bytes, 29);
-    body.utf8Write(text, RESULT_BYTES);
-    if (logs === '') frames.send(FROM_CELL.RESULT, call.id, body);
-    else frames.send(FROM_CELL.RESULT, call.id, body, Buffer.from(logs));
+    const at = host === null ? 0 : QUEUE_BYTES;
+    const body = Buffer.allocUnsafe(at + RESULT_BYTES + bytes);
+    body[at] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
+    body.writeUInt16LE(call.fetches, at + 1);
+    body.writeUInt16LE(isolates.size, at + 3);
+    body.writeUInt32LE(Math.round((performance.now() - call.started) * 1000), at + 5);
+    body.writeUInt32LE(Math.round(call.cpuNs / 1000), at + 9);
+    body.writeDoubleLE(heapBytes, at + 13);
+    body.writeDoubleLE(Math.max(call.peakHeapBytes, heapBytes), at + 21);
+    body.writeUInt32LE(bytes, at + 29);
+    body.utf8Write(text, at + RESULT_BYTES);
+    if (host !== null) {
+      body.writeUInt32LE(Math.round((call.started - call.arrived) * 1000), 0);
+      host.finished(call, body, logs);
+    } else if (logs === '') {
+      frames.send(FROM_CELL.RESULT, call.id, body);
+    } else {
+      frames.send(FROM_CELL.RESULT, call.id, body, Buffer.from(logs));
+    }
+    direct.ended(call);
   },
 
   // form: of the body, 't' text, 'b' bytes as one character each, '-' none.
@@ -135,7 +152,14 @@ const runner = {
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
     if (kind === FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
-    else if (kind === SEND) call.sent = true;
+    else if (kind === SEND || kind === INVOKE_OTHER) call.sent = true;
+    if (call.host !== null) {
+      if (!carries && kind !== ABORT) {
+        call.host.ask(call, seq, kind, json);
+        return;
+      }
+      direct.tell(call);
+    }
     if (carries) head.writeUInt32LE(json.length, CALL_BYTES);
     if (form === '-') frames.send(FROM_CELL.CALL, call.id, head, json);
     else frames.send(FROM_CELL.CALL, call.id, head, json, Buffer.from(body, form === 't' ? 'utf8' : 'latin1'));
@@ -154,8 +178,10 @@ const runner = {
     call.timers.delete(seq);
   },
 
-  flush() {
-    frames.flush();
+  // The answer to a call need not wait for what else is done in this turn.
+  flush(call) {
+    if (call.host === null) frames.flush();
+    else call.host.flush();
   },
 
   closed(isolate) {
@@ -163,26 +189,54 @@ const runner = {
   },
 };
 
+const direct = new DirectCalls(frames, {
+  bundle: (handle) => handles.get(handle),
+  isolates: () => isolates.size,
+  running: () => calls.size,
+  taken: (id) => calls.has(id),
+  begin,
+  cancel,
+  watch: runner.watch,
+
+  deliver(id, seq, ok, text) {
+    const call = calls.get(id);
+    if (call !== undefined) call.isolate.enter(call, 'deliver', [id, seq, ok, text, '']);
+  },
+});
+
+// The enclave gives away a connection of a host.
+process.on('message', ({ first }, handle) => direct.accept(handle, first));
+
 function receive(kind, id, data, at, end) {
   switch (kind) {
     case TO_CELL.INVOKE: invoke(id, data, at, end); break;
     case TO_CELL.DELIVER: deliver(id, data, at, end); break;
-    case TO_CELL.LOAD: bundles.set(id, bundleOf(id, data, at, end)); break;
+    case TO_CELL.LOAD: loadBundle(id, data, at, end); break;
     case TO_CELL.UNLOAD: unload(id); break;
     case TO_CELL.CANCEL: cancel(id); break;
     case TO_CELL.CHECK: check(id, JSON.parse(data.toString('utf8', at, end))); break;
     case TO_CELL.OPTIONS: setOptions(data, at, end); break;
     case TO_CELL.WARM: warm(id, data.readUInt32LE(at)); break;
     case TO_CELL.SHRINK: shrink(data.readUInt32LE(at) * 1024 * 1024); break;
+    case TO_CELL.LEAVE: direct.leave(); break;
     default: throw new Error(`unknown frame ${kind}`);
   }
 }
 
 function invoke(id, data, at, end) {
   const bundle = bundles.get(data.readUInt32LE(at));
+  const execution = data.hexSlice(at + EXECUTION_AT, at + INPUT_AT);
+  begin(id, bundle, execution, data.utf8Slice(at + INPUT_AT, end), null, performance.now());
+}
+
+// execution: in hexadecimal. host: null, or who sent the call past the enclave.
+function begin(id, bundle, execution, input, host, arrived) {
   const call = newCall(id, bundle.limits);
-  call.execution = uuid(data.hexSlice(at + EXECUTION_AT, at + INPUT_AT));
-  call.input = data.utf8Slice(at + INPUT_AT, end);
+  call.execution = uuid(execution);
+  call.input = input;
+  call.host = host;
+  call.arrived = arrived;
+  host?.began(call);
   let isolate = bundle.isolate;
   call.cold = isolate === null || isolate.retired;
   if (call.cold) isolate = bundle.isolate = newIsolate(bundle);
@@ -224,11 +278,17 @@ async function warm(id, number) {
   frames.send(FROM_CELL.WARMED, id, Buffer.of(loaded ? outcome : WARM_FAILED));
 }
 
+function loadBundle(number, data, at, end) {
+  const bundle = bundleOf(number, data, at, end);
+  bundles.set(number, bundle);
+  handles.set(Buffer.from(bundle.handle, 'hex').latin1Slice(), bundle);
+}
+
 function bundleOf(number, data, at, end) {
   const headAt = at + 4, programAt = headAt + data.readUInt32LE(at), textAt = programAt + 5;
   const head = JSON.parse(data.utf8Slice(headAt, programAt));
   const form = data[programAt];
-  const bundle = { number, isolate: null, source: '', text: null, code: null, ...head };
+  const bundle = { number, isolate: null, source: '', text: null, code: null, uses: 0, ...head };
   bundle.exercised = (form & FORM_EXERCISED) !== 0;
   bundle.quick = (form & FORM_QUICK) !== 0;
   if (form === FORM_SOURCE) {
@@ -285,12 +345,15 @@ function cancel(id) {
   calls.delete(id);
   for (const timer of call.timers.values()) clearTimeout(timer);
   call.isolate.cancel(call);
+  direct.ended(call);
 }
 
 function unload(number) {
-  const isolate = bundles.get(number)?.isolate;
+  const bundle = bundles.get(number);
+  if (bundle === undefined) return;
   bundles.delete(number);
-  isolate?.retire();
+  handles.delete(Buffer.from(bundle.handle, 'hex').latin1Slice());
+  bundle.isolate?.retire();
 }
 
 async function check(id, source) {
@@ -311,6 +374,8 @@ function newCall(id, limits) {
     id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
     cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
     realm: null, timers: NO_TIMERS, streamed: [],
+    // Of one that came past the enclave: its connection, and whether the enclave was told of it.
+    host: null, told: false, arrived: now,
     // Of the isolate, seen between entries while the call ran; what is between two looks stays unseen.
     peakHeapBytes: 0,
   };
@@ -370,12 +435,14 @@ function shrink(mostBytes) {
 function watch() {
   shrink(MAX_IDLE_BYTES);
   if (isolates.size === 0 || [...isolates].every((isolate) => isolate.idle)) {
+    makeBlank();
+    if (!direct.rest()) return;
     clearInterval(watching);
     watching = null;
-    makeBlank();
     return;
   }
   const now = performance.now();
+  direct.tick(calls.values(), now);
   for (const isolate of isolates) isolate.watch(now);
 }
 

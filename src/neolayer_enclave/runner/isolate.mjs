@@ -78,7 +78,7 @@ export class FunctionIsolate {
   // bundle: { number, file, source, text, code, exercised, quick, secrets, limits, isolation }, of which `text` (the
   // script), `code` (its code cache), `exercised` and `quick` (its top level) are filled in. blank: a Blank with the
   // bundle's memory limit. runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
-  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(), watch(),
+  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(call), watch(),
   // closed(isolate), replace(isolate, bundle), produced(bundle), first(bundle, ms).
   constructor(bundle, runner, blank) {
     this.#bundle = bundle;
@@ -321,7 +321,7 @@ export class FunctionIsolate {
     const cpuNs = this.#cpuTime() - before;
     this.#after(call, cpuNs, failure);
     // Answers of quick calls that came in the same turn should not wait for slow ones.
-    if (cpuNs > QUICK_NS / 4) this.#runner.flush();
+    if (cpuNs > QUICK_NS / 4) this.#runner.flush(call);
   }
 
   #enterOnThread(call, entry, values) {
