@@ -32,7 +32,7 @@ ROW_BYTES: Final = 500
 #: Rows that are made without letting a call come between.
 AT_A_TIME: Final = 100
 #: Of one COPY.
-BATCH: Final = 500
+BATCH: Final = 2_000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 #: Records gather this long before they are written, less when somebody asks for them; seconds.
 GATHER_S: Final = 0.1
@@ -119,18 +119,19 @@ class ExecutionRecords:
                         await self._hurry.wait()
                 self._arrived.clear()
                 self._hurry.clear()
-                await self._write_all()
+                await self._write_up_to(self._added)
         finally:
             try:
                 async with asyncio.timeout(LAST_WRITE_S):
-                    await self._write_all()
+                    await self._write_up_to(self._added)
             except TimeoutError:
                 _log.error(
                     "%d execution records are lost: the database did not take them", self._added - self._done
                 )
 
-    async def _write_all(self) -> None:
-        while self._pending or self._writing:
+    async def _write_up_to(self, target: int) -> None:
+        """Write as many as were ever added until now; those that come meanwhile gather for the next time."""
+        while self._done < target:
             if not self._writing:
                 self._writing = self._next_batch()
             try:
