@@ -43,6 +43,8 @@ CODE, LOADED, FIRST, WARMED, UP = range(48, 53)
 #: queue's time, which the cell does not know.
 ISOLATES: Final = struct.Struct("<3xH")
 U32: Final = struct.Struct("<I")
+#: Of an INVOKE's content, where its timeout is.
+TIMEOUT_AT: Final = 17
 CALL_HEAD: Final = struct.Struct("<IB")
 DELIVER_HEAD: Final = struct.Struct("<IBI")
 WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
@@ -59,6 +61,8 @@ TEXT_LENGTH: Final = struct.Struct("<I")
 #: How long after its deadline a call may stay unanswered before the cell counts as hung. With the time to notice
 #: and to kill it is below the 0.5 s that callers are promised.
 GRACE_S: Final = 0.4
+#: An entry on a cell's main thread that runs for so long is looked at more closely.
+LONG_S: Final = 0.05
 #: What a cell may hold beside its functions, whose own limits come on top.
 CELL_RSS_BYTES: Final = 512 * 1024 * 1024
 #: Calls of a tenant that run at a time, and that wait for their turn.
@@ -165,7 +169,7 @@ class Run:
     #: Frame id of the caller's request.
     request: int
     bundle: Bundle
-    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, input.
+    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, timeout, input.
     content: bytes
     cell: "Cell"
     #: `time.monotonic`.
@@ -187,6 +191,13 @@ class Run:
         return self.content[0] > 0
 
     @property
+    def timeout_ms(self) -> int:
+        """What it may take; less than its function may where its caller has less."""
+        (given,) = U32.unpack_from(self.content, TIMEOUT_AT)
+        limit = self.bundle.limits.timeout_ms
+        return min(given, limit) if given else limit
+
+    @property
     def queue_us(self) -> int:
         return int((self.started - self.arrived) * 1e6)
 
@@ -206,7 +217,14 @@ class CheckFailed(Exception):
 
 
 class CannotWarm(Exception):
-    """The isolate of a bundle cannot be made ahead; a call will say why."""
+    """The isolate of a bundle cannot be made ahead."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+CANNOT_LOAD: Final = Failure("invalid_function", "the function could not be loaded ahead of its calls")
 
 
 class NoCapacity(Exception):
@@ -242,7 +260,7 @@ class Cell(FramePeer):
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="subtle")
         self._aside_bytes = 0
         self._checked: dict[int, bytes] = {}
-        self._warms: dict[int, asyncio.Future[int]] = {}
+        self._warms: dict[int, tuple[Bundle, asyncio.Future[int]]] = {}
         self._ids = 0
         #: Numbers under which the cell knows bundles.
         self._numbers: dict[str, int] = {}
@@ -250,8 +268,12 @@ class Cell(FramePeer):
         #: Of those, whose code it has sent.
         self._coded: set[int] = set()
         self._bundles = 0
-        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
+        #: Behind the OPTIONS, which come first.
+        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = []
         self._up_since: float | None = None
+        #: The long entry on its main thread: since when it runs, and the CPU time of that thread then; s.
+        self._main_since = 0.0
+        self._main_cpu_s = 0.0
         self._connecting: asyncio.Task[None] | None = None
         self._refusal: Failure | None = None
         self._reason: str | None = None
@@ -298,7 +320,7 @@ class Cell(FramePeer):
         bundle = run.bundle
         number = self._number(bundle)
         run.started = now = time.monotonic()
-        run.deadline = now + bundle.limits.timeout_ms / 1000
+        run.deadline = now + run.timeout_ms / 1000
         self._ids = run.id = self._ids % 0xFFFF_FFFF + 1
         self.runs[run.id] = run
         self._tell(INVOKE, run.id, U32.pack(number), run.content)
@@ -312,11 +334,11 @@ class Cell(FramePeer):
         """Make the bundle's isolate. Returns whether there was one already.
 
         Raises:
-            CannotWarm: the function's top level fails, or the cell ended.
+            CannotWarm: the function's top level fails, which a call will tell more of, or the cell ended.
         """
         id = self._next_id()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._warms[id] = answer
+        self._warms[id] = bundle, answer
         try:
             self._tell(WARM, id, self._number(bundle).to_bytes(4, "little"))
             async with asyncio.timeout(bundle.limits.timeout_ms / 1000 + GRACE_S + STARTING_S):
@@ -328,7 +350,7 @@ class Cell(FramePeer):
         finally:
             del self._warms[id]
         if outcome == WARM_FAILED:
-            raise CannotWarm(bundle.name)
+            raise CannotWarm(CANNOT_LOAD)
         return outcome == WARM_WAS_THERE
 
     def shrink(self, most_bytes: int) -> None:
@@ -413,17 +435,13 @@ class Cell(FramePeer):
             self._up_since = now
         on_main = self.runs.get(box.call)
         if on_main:
-            # As long as the cell itself allows an entry on its main thread, see `#entryMs` there. Meanwhile it
-            # cannot notice that another call is due.
-            cpu_s = (2 * on_main.bundle.limits.cpu_ms + 100) / 1000
-            latest, code = min((box.since + cpu_s + GRACE_S, "cpu_limit"), (self._latest(on_main), "timeout"))
-            if now > latest:
-                self._culprit = (on_main, code)
-                self.kill("a call does not end")
-                return
+            if now - box.since > LONG_S:
+                self._watch_main(on_main, box.since, now)
         elif late := next((run for run in self.runs.values() if now > self._latest(run)), None):
             self._culprit = (late, "timeout")
             self.kill("a call was not ended at its deadline")
+            return
+        if self._over:
             return
         bundles = {run.bundle.name: run.bundle.limits.memory_mb for run in self.runs.values()}
         ceiling = self._rss_bytes + sum(bundles.values()) * 1024 * 1024
@@ -431,6 +449,27 @@ class Cell(FramePeer):
         if self.process.over(ceiling):
             self._culprit = self._in_memory_trouble()
             self.kill(f"it holds more than {ceiling >> 20} MB")
+
+    def _watch_main(self, run: Run, since: float, now: float) -> None:
+        """See that an entry on the main thread ends, and that others do not suffer as long as it does not.
+
+        The cell itself ends it by wall time, see `#entryMsHere` there. What V8 does not interrupt is ended here,
+        once its CPU time is used up: the machine may be busy.
+        """
+        assert self.process
+        if since != self._main_since:
+            # What it did before it was seen counts in full.
+            self._main_since, self._main_cpu_s = since, self.process.main_cpu_s() - (now - since)
+        cpu_s = run.bundle.limits.cpu_ms / 1000
+        late = now > self._latest(run)
+        if late or (now > since + cpu_s + GRACE_S and self.process.main_cpu_s() - self._main_cpu_s > cpu_s):
+            self._culprit = (run, "timeout" if late else "cpu_limit")
+            self.kill("a call does not end")
+            return
+        for other in [other for other in self.runs.values() if other is not run and now > self._latest(other)]:
+            # The cell cannot notice that it is due.
+            self.cancel(other)
+            self._fail(other, limit_error(other, "timeout"))
 
     def _latest(self, run: Run) -> float:
         """When the cell must have ended a call; its own clock starts when it is up."""
@@ -462,7 +501,7 @@ class Cell(FramePeer):
         elif kind == FIRST:
             self._loading.first(body)
         elif kind == WARMED:
-            waiting = self._warms.get(id)
+            _, waiting = self._warms.get(id, (None, None))
             if waiting and not waiting.done():
                 waiting.set_result(body[0])
         elif kind == LOADED:
@@ -577,6 +616,9 @@ class Cell(FramePeer):
         """Give it its process, which is nobody else's then."""
         self.process = process
         self.bound = time.monotonic()
+        waiting_since = self.bound if self.runs and not process.up else 0.0
+        if self._unsent is not None:
+            self._unsent.insert(0, (OPTIONS, 0, (self._loading.options(waiting_since),)))
         for run in self.runs.values():
             # Waiting is not the call's time.
             run.deadline += self.bound - run.started
@@ -631,12 +673,19 @@ class Cell(FramePeer):
                     answer.set_exception(CheckFailed(self._refusal))
                 else:
                     answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
-        for warming in self._warms.values():
+        for bundle, warming in self._warms.values():
             if not warming.done():
-                warming.set_result(WARM_FAILED)
+                warming.set_exception(CannotWarm(self._why_not_warm(bundle)))
         for run in list(self.runs.values()):
             self._failed(run)
         self.runs.clear()
+
+    def _why_not_warm(self, bundle: Bundle) -> Failure:
+        if self._refusal:
+            return self._refusal
+        if self._culprit and self._culprit[0] == self._numbers.get(bundle.name):
+            return CANNOT_LOAD
+        return Failure("cell_crashed", "the process of the function ended", retryable=True)
 
     def _failed(self, run: Run) -> None:
         self._drop_tasks(run)
@@ -647,13 +696,10 @@ class Cell(FramePeer):
         if self._culprit:
             culprit, code = self._culprit
             if culprit is run or culprit == self._numbers.get(run.bundle.name):
-                limits = run.bundle.limits
-                message = {
-                    "timeout": f"the call took longer than {limits.timeout_ms} ms",
-                    "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
-                    "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
-                }[code]
-                error = ErrorInfo(code, message)
+                error = limit_error(run, code)
+        self._fail(run, error)
+
+    def _fail(self, run: Run, error: ErrorInfo) -> None:
         wall_us = min(int((time.monotonic() - run.started) * 1e6), 0xFFFF_FFFF)
         result = encode_failed(error, queue_us=run.queue_us, wall_us=wall_us, fetches=run.fetches)
         run.caller.finished(run.request, result[:QUEUE_BYTES], result[QUEUE_BYTES:])
@@ -674,6 +720,17 @@ class Cell(FramePeer):
     def _next_id(self) -> int:
         self._ids = self._ids % 0xFFFF_FFFF + 1
         return self._ids
+
+
+def limit_error(run: Run, code: str) -> ErrorInfo:
+    """What a call ends with that has passed a limit."""
+    limits = run.bundle.limits
+    message = {
+        "timeout": f"the call took longer than {run.timeout_ms} ms",
+        "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
+        "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
+    }[code]
+    return ErrorInfo(code, message)
 
 
 def _parts(argument: bytes) -> tuple[bytes, bytes]:

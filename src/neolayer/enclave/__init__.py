@@ -2,7 +2,7 @@
 
 from neolayer.enclave.client import Call, Enclave, EnclaveClient, HostFunction
 from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
-from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Result, SealedSecret
+from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Phases, Result, SealedSecret
 
 __all__ = [
     "Call",
@@ -17,6 +17,7 @@ __all__ = [
     "Load",
     "OutcomeUnknown",
     "OwnedSecret",
+    "Phases",
     "Result",
     "SealedSecret",
 ]

@@ -144,6 +144,9 @@ class EnclaveClient:
     ) -> bool:
         """Send a call off without waiting for anything; its end is told to ``call``.
 
+        Args:
+            timeout_ms: what it may take, if that is less than the bundle's limit.
+
         Returns:
             False when that is not possible just now, because the connection or the bundle's handle is missing:
             nothing was sent, `invoke` says what is wrong.
@@ -153,7 +156,9 @@ class EnclaveClient:
         if handle is None or connection is None or not connection.open:
             return False
         connection.invoke(
-            protocol.encode_invoke(handle, depth, execution.bytes, input), call, timeout_ms / 1000 + INVOKE_SLACK_S
+            protocol.encode_invoke(handle, depth, execution.bytes, input, timeout_ms),
+            call,
+            timeout_ms / 1000 + INVOKE_SLACK_S,
         )
         return True
 
@@ -161,7 +166,8 @@ class EnclaveClient:
         """Make a bundle's isolate ahead of its next call. Returns whether it was there.
 
         Raises:
-            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail.
+            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail;
+                ``cell_crashed``, its process was ended meanwhile; try again.
         """
         handle = self._handles.get(bundle)
         if handle is None:
