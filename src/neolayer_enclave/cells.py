@@ -138,7 +138,7 @@ class Cells:
         """The tenant's cell; a new one may wait for a process.
 
         Args:
-            nested: for a call made by a running function. While that can only run in a cell that is leaving, this is
+            nested: for a call made by a running function. If that can only run in a cell that is leaving, this is
                 the one: another would wait for its place, and it for the call.
 
         Raises:

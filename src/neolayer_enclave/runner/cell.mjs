@@ -30,6 +30,7 @@
 import { isUtf8 } from 'node:buffer';
 import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
+import { CpuClock } from './clock.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
 import { Blank } from './realm.mjs';
@@ -66,6 +67,7 @@ const NO_TIMERS = new Map();
 const isolates = new Set();
 const frames = new Frames(Number(process.argv[2]), receive);
 const blackbox = new BlackBox(Number(process.argv[3]));
+const clock = new CpuClock();
 let watching = null;
 let warmsUp = false;
 let bootstrapCode = null;
@@ -76,6 +78,7 @@ const upAt = monotonicMs();
 
 const runner = {
   blackbox,
+  clock,
   keepsCode: false,
   newCall,
 
@@ -441,6 +444,7 @@ function watch() {
     return;
   }
   const now = performance.now();
+  if (blackbox.threads > 0) clock.share();
   for (const isolate of isolates) isolate.watch(now);
 }
 

@@ -1,11 +1,11 @@
 // One isolate with one function in it, and the calls that run in it.
 //
 // Code runs in entries: the start of a call, a delivered answer, a timer. Entries of an isolate run one after the
-// other, so the CPU time between start and end of an entry is counted to the call on whose behalf it was made. A
+// other, and the CPU time of an entry is counted to the call on whose behalf it was made (see clock.mjs). A
 // function whose entries are quick is entered on the main thread (about 5 µs); any other on a thread of isolated-vm's
 // pool (about 100 µs), where it does not keep the tenant's other functions from running.
 //
-// On another thread the watchdog ends a call at its CPU limit, to 10 ms. On the main thread nobody watches but
+// On another thread the watchdog ends a call at its CPU limit, looking every 10 ms. On the main thread nobody watches but
 // isolated-vm, by wall time. An entry that it ends before its CPU time is used up was cut short by a busy machine:
 // its call is begun again, in a fresh isolate and on another thread, unless it has asked for something by then.
 //
@@ -74,10 +74,9 @@ export class FunctionIsolate {
   #waiting = [];
   // What has to wait until nobody is inside: functions.
   #queue = [];
-  // The call whose entry runs on another thread, and the isolate's CPU time when it began.
+  // The call whose entry runs on another thread, and that entry's CPU time.
   #entered = null;
-  #mark = 0;
-  #cpuSeen = 0;
+  #spent = null;
   // Another thread is inside, for us.
   #producing = false;
   #makingRealm = false;
@@ -88,7 +87,7 @@ export class FunctionIsolate {
 
   // bundle: { number, file, source, text, code, exercised, quick, credit, secrets, limits, isolation }, of which `text`
   // (the script), `code` (its code cache), `exercised`, `quick` (its top level) and `credit` (the main thread is open
-  // to it from 0 on) are filled in. blank: a Blank with the bundle's memory limit. runner: blackbox, keepsCode,
+  // to it from 0 on) are filled in. blank: a Blank with the bundle's memory limit. runner: blackbox, clock, keepsCode,
   // newCall(limits), finish(call, error, output, logs), again(call), ask(call, seq, kind, text, form, body),
   // timer(call, seq, ms), clearTimer(call, seq), flush(), watch(), closed(isolate), replace(isolate, bundle),
   // produced(bundle), first(bundle, ms).
@@ -183,7 +182,7 @@ export class FunctionIsolate {
   watch(now) {
     const entered = this.#entered;
     if (entered !== null && this.#ended === null) {
-      if (entered.cpuNs + this.#cpuTime() - this.#mark > entered.cpuLimitNs) this.#end('cpu_limit');
+      if (entered.cpuNs + this.#spent.ns > entered.cpuLimitNs) this.#end('cpu_limit');
       else if (now > entered.deadline) this.#end('timeout');
     }
     for (const call of this.calls.values()) {
@@ -254,14 +253,14 @@ export class FunctionIsolate {
     const { file, secrets } = this.#bundle;
     realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
     if (this.#bundle.quick && !call.offMain) {
-      const { blackbox } = this.#runner;
-      const before = this.#cpuTime();
+      const { blackbox, clock } = this.#runner;
+      const before = clock.mainNs();
       blackbox.enterMain(this.#bundle.number, call.id);
       try {
         realm.evaluateHere(this.#script, this.#entryMsHere(call));
       } finally {
         blackbox.leaveMain();
-        this.#toppedIn(call, this.#cpuTime() - before);
+        this.#toppedIn(call, clock.mainNs() - before);
       }
     } else {
       const slot = this.#begin(call);
@@ -330,10 +329,10 @@ export class FunctionIsolate {
   }
 
   #enterHere(call, entry, values) {
-    const { blackbox } = this.#runner;
+    const { blackbox, clock } = this.#runner;
     call.begun = true;
     blackbox.enterMain(this.#bundle.number, call.id);
-    const before = this.#cpuTime();
+    const before = clock.mainNs();
     let failure = null;
     try {
       call.realm[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMsHere(call) });
@@ -341,7 +340,7 @@ export class FunctionIsolate {
       failure = error;
     }
     blackbox.leaveMain();
-    const cpuNs = this.#cpuTime() - before;
+    const cpuNs = clock.mainNs() - before;
     this.#after(call, cpuNs, failure);
     // Answers of quick calls that came in the same turn should not wait for slow ones.
     if (cpuNs > QUICK_NS / 4) this.#runner.flush();
@@ -361,7 +360,7 @@ export class FunctionIsolate {
 
   #begin(call) {
     this.#entered = call;
-    this.#mark = this.#cpuTime();
+    this.#spent = this.#runner.clock.begin();
     return this.#runner.blackbox.enterThread(this.#bundle.number);
   }
 
@@ -369,7 +368,7 @@ export class FunctionIsolate {
   #leave(slot) {
     this.#runner.blackbox.leaveThread(slot);
     this.#entered = null;
-    return this.#cpuTime() - this.#mark;
+    return this.#runner.clock.end(this.#spent);
   }
 
   #after(call, cpuNs, failure) {
@@ -575,16 +574,6 @@ export class FunctionIsolate {
     const heap = this.#isolate.getHeapStatisticsSync();
     this.heapBytes = heap.used_heap_size + heap.externally_allocated_size;
     for (const call of this.calls.values()) call.peakHeapBytes = Math.max(call.peakHeapBytes, this.heapBytes);
-  }
-
-  // In ns; of an isolate that is gone, as last seen.
-  #cpuTime() {
-    try {
-      this.#cpuSeen = Number(this.#isolate.cpuTime);
-    } catch {
-      // out of memory can dispose it at any time
-    }
-    return this.#cpuSeen;
   }
 
   // On another thread the watchdog counts CPU time, so isolated-vm, which counts wall time, keeps the deadline only.
