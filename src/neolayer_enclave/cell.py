@@ -268,7 +268,8 @@ class Cell(FramePeer):
         #: Of those, whose code it has sent.
         self._coded: set[int] = set()
         self._bundles = 0
-        #: Behind the OPTIONS, which come first.
+        #: `time.monotonic` of when it got a process that was not up; else 0.
+        self._starting_since = 0.0
         self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = []
         self._up_since: float | None = None
         #: The long entry on its main thread: since when it runs, and the CPU time of that thread then; s.
@@ -525,6 +526,7 @@ class Cell(FramePeer):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.send(OPTIONS, 0, self._loading.options(self._starting_since if self.runs else 0.0))
         for kind, id, parts in self._unsent or ():
             self.send(kind, id, *parts)
         self._unsent = None
@@ -616,9 +618,7 @@ class Cell(FramePeer):
         """Give it its process, which is nobody else's then."""
         self.process = process
         self.bound = time.monotonic()
-        waiting_since = self.bound if self.runs and not process.up else 0.0
-        if self._unsent is not None:
-            self._unsent.insert(0, (OPTIONS, 0, (self._loading.options(waiting_since),)))
+        self._starting_since = 0.0 if process.up else self.bound
         for run in self.runs.values():
             # Waiting is not the call's time.
             run.deadline += self.bound - run.started

@@ -401,8 +401,8 @@ function newIsolate(bundle) {
   let fresh = blank;
   if (fresh?.memoryMb === bundle.limits.memory_mb) {
     blank = null;
-    // It was made off the way of this call.
-    fresh.isolateMs = fresh.contextMs = 0;
+    // It was made off the way of this call, unless the call waited for all of this process.
+    if (processMs === 0) fresh.isolateMs = fresh.contextMs = 0;
   } else {
     fresh = new Blank(bundle.limits.memory_mb, bootstrapCode);
   }
