@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from neolayer_enclave.protocol import Result
 from tests.enclave_process.host import Host, Process, logs, output
+
+type Isolation = Literal["version", "call"]
 
 #: Past a limit; seconds.
 SLACK_S = 0.5
@@ -31,10 +33,10 @@ async def never(name: str, argument: Any) -> Any:
     await asyncio.sleep(60)
 
 
-async def quick(host: Host, body: str, **limits: int) -> str:
+async def quick(host: Host, body: str, *, isolation: Isolation = "version", **limits: int) -> str:
     """A function that has been quick and runs ``body`` when it gets an input."""
     source = f"{BURN} let calls = 0; export default async (input, ctx) => {{ calls++; if (input) {{ {body} }} }}"
-    bundle = await host.load(source, **limits)
+    bundle = await host.load(source, isolation=isolation, **limits)
     for _ in range(QUICK_CALLS):
         assert output(await host.invoke(bundle)) is None
     return bundle
@@ -105,12 +107,13 @@ async def test_on_a_busy_machine_a_call_has_all_of_its_cpu_time(own_host: Host) 
     assert result.wall_us > (cpu_ms + 200) * 1000
 
 
+@pytest.mark.parametrize("isolation", ["version", "call"])
 async def test_a_call_that_was_cut_short_is_begun_again_as_if_it_had_not_run(
-    own_enclave: Process, own_host: Host
+    own_enclave: Process, own_host: Host, isolation: Isolation
 ) -> None:
     n = await iterations(own_host, 300)
     body = "console.log('begun'); return [calls, burn(input) > 0]"
-    bundle = await quick(own_host, body, cpu_ms=600)
+    bundle = await quick(own_host, body, isolation=isolation, cpu_ms=600)
     call = asyncio.ensure_future(own_host.invoke(bundle, n))
     result = await interrupted(own_enclave, call, 1.2)
     assert (output(result), logs(result), result.cold) == ([1, True], ["begun"], True)
@@ -155,7 +158,7 @@ async def test_calls_that_had_not_begun_when_another_passed_its_limit_run(host: 
 
 
 async def test_a_call_that_waits_is_ended_in_time_while_another_holds_the_main_thread(host: Host) -> None:
-    bundle = await quick(host, "for (;;);", cpu_ms=2_000, timeout_ms=5_000)
+    bundle = await quick(host, "for (;;);", cpu_ms=2_000, timeout_ms=20_000)
     waiting = await host.load("export default (input, ctx) => ctx.neo.read({})", timeout_ms=600)
     begun = time.monotonic()
     patient = asyncio.ensure_future(host.invoke(waiting, host=never))
@@ -172,7 +175,7 @@ async def test_a_call_that_waits_is_ended_in_time_while_another_holds_the_main_t
 
 
 async def test_a_call_on_another_thread_ends_in_time_while_quick_ones_turn_slow(host: Host) -> None:
-    quick_one = await quick(host, "for (;;);", cpu_ms=3_000, timeout_ms=8_000)
+    quick_one = await quick(host, "for (;;);", cpu_ms=3_000, timeout_ms=20_000)
     source = "export default (input) => { if (input) for (;;); }"
     slow_one = await host.load(source, cpu_ms=500)
     assert output(await host.invoke(slow_one)) is None
