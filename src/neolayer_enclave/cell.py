@@ -31,7 +31,7 @@ from neolayer_enclave.protocol import (
     Limits,
     encode_failed,
 )
-from neolayer_enclave.run import Caller, Run, refuse
+from neolayer_enclave.run import TIMEOUT_AT, Caller, Run, refuse
 from neolayer_enclave.services import Services, drop_work
 
 LOAD, UNLOAD, INVOKE, DELIVER, CANCEL, CHECK = range(1, 7)
@@ -59,6 +59,8 @@ WARM_FAILED, WARM_MADE, WARM_WAS_THERE = range(3)
 GRACE_S: Final = 0.4
 #: A busy cell that is in no function and says nothing for so long counts as hung.
 SILENT_S: Final = 10.0
+#: An entry on a cell's main thread that runs for so long is looked at more closely.
+LONG_S: Final = 0.05
 #: What a cell may hold beside its functions, whose own limits come on top.
 CELL_RSS_BYTES: Final = 512 * 1024 * 1024
 #: Calls of a tenant that run at a time, and that wait for their turn. As in `runner/direct.mjs`.
@@ -79,6 +81,10 @@ UNLOADED_S: Final = 40.0
 STARTING_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
+
+
+#: Of calls that are not to blame for the end of their cell.
+CRASHED: Final = ErrorInfo("cell_crashed", "the process of the function ended", retryable=True)
 
 
 class CheckReply(msgspec.Struct, frozen=True):
@@ -120,7 +126,14 @@ class CheckFailed(Exception):
 
 
 class CannotWarm(Exception):
-    """The isolate of a bundle cannot be made ahead; a call will say why."""
+    """The isolate of a bundle cannot be made ahead."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+CANNOT_LOAD: Final = Failure("invalid_function", "the function could not be loaded ahead of its calls")
 
 
 class NoCapacity(Exception):
@@ -167,7 +180,7 @@ class Cell(FramePeer):
         self._told: dict[int, ErrorInfo] = {}
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
         self._checked: dict[int, bytes] = {}
-        self._warms: dict[int, asyncio.Future[int]] = {}
+        self._warms: dict[int, tuple[Bundle, asyncio.Future[int]]] = {}
         self._ids = 0
         #: Numbers under which the cell knows bundles.
         self._numbers: dict[str, int] = {}
@@ -175,8 +188,13 @@ class Cell(FramePeer):
         #: Of those, whose code it has sent.
         self._coded: set[int] = set()
         self._bundles = 0
-        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = [(OPTIONS, 0, (loading.options(),))]
+        #: `time.monotonic` of when it got a process that was not up; else 0.
+        self._starting_since = 0.0
+        self._unsent: list[tuple[int, int, tuple[bytes, ...]]] | None = []
         self._up_since: float | None = None
+        #: The long entry on its main thread: since when it runs, and the CPU time of that thread then; s.
+        self._main_since = 0.0
+        self._main_cpu_s = 0.0
         self._connecting: asyncio.Task[None] | None = None
         self._refusal: Failure | None = None
         self._reason: str | None = None
@@ -223,7 +241,7 @@ class Cell(FramePeer):
         bundle = run.bundle
         number = self._number(bundle)
         run.started = now = time.monotonic()
-        run.deadline = now + bundle.limits.timeout_ms / 1000
+        run.deadline = now + run.timeout_ms / 1000
         run.id = self._next_id()
         self.runs[run.id] = run
         self._tell(INVOKE, run.id, U32.pack(number), run.content)
@@ -237,11 +255,11 @@ class Cell(FramePeer):
         """Make the bundle's isolate. Returns whether there was one already.
 
         Raises:
-            CannotWarm: the function's top level fails, or the cell ended.
+            CannotWarm: the function's top level fails, which a call will tell more of, or the cell ended.
         """
         id = self._next_id()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._warms[id] = answer
+        self._warms[id] = bundle, answer
         try:
             self._tell(WARM, id, self._number(bundle).to_bytes(4, "little"))
             async with asyncio.timeout(bundle.limits.timeout_ms / 1000 + GRACE_S + STARTING_S):
@@ -253,7 +271,7 @@ class Cell(FramePeer):
         finally:
             del self._warms[id]
         if outcome == WARM_FAILED:
-            raise CannotWarm(bundle.name)
+            raise CannotWarm(CANNOT_LOAD)
         return outcome == WARM_WAS_THERE
 
     def shrink(self, most_bytes: int) -> None:
@@ -335,7 +353,13 @@ class Cell(FramePeer):
     def _fate(self, id: int, number: int) -> ErrorInfo | None:
         if told := self._told.get(id):
             return told
-        return self._error_of(id, number, repeatable=True) if self._crashed else None
+        if not self._crashed:
+            return None
+        bundle = self._loaded.get(number)
+        if bundle and self._is_guilty(id, number):
+            assert self._culprit
+            return limit_error(bundle.limits, bundle.limits.timeout_ms, self._culprit.code)
+        return CRASHED
 
     def _began(self, id: int, body: bytes) -> None:
         """A direct call asks for something, or does not end at once."""
@@ -345,9 +369,9 @@ class Cell(FramePeer):
         started = time.monotonic() - age_ms / 1000
         # A bundle may have been unloaded since.
         if bundle := self._loaded.get(number):
-            self.runs[id] = Run(
-                None, id, bundle, b"\0", self, started, id, started, time.monotonic() + left_ms / 1000
-            )
+            content = bytes(TIMEOUT_AT) + U32.pack(age_ms + left_ms)
+            deadline = started + (age_ms + left_ms) / 1000
+            self.runs[id] = Run(None, id, bundle, content, self, started, id, started, deadline)
 
     def _used(self, isolates: int, body: bytes) -> None:
         self.isolates = isolates
@@ -398,18 +422,17 @@ class Cell(FramePeer):
         box = self.process.black_box()
         if self._up_since is None and box.since:
             self._up_since = now
-        if on_main := self._on_main(box):
-            latest, culprit = on_main
-            if now > latest:
-                self._culprit = culprit
-                self.kill("a call does not end")
-                return
+        if self._limits_on_main(box):
+            if now - box.since > LONG_S:
+                self._watch_main(box, now)
         elif late := next((run for run in self.runs.values() if now > self._latest(run)), None):
             self._culprit = Culprit("timeout", call=late.id)
             self.kill("a call was not ended at its deadline")
             return
         elif self._busy and now > self._heard + SILENT_S:
             self.kill("it says nothing")
+            return
+        if self._over:
             return
         bundles = {run.bundle for run in self.runs.values()}
         bundles.update(self._loaded[each] for each in (box.bundle, *box.others) if each in self._loaded)
@@ -419,22 +442,39 @@ class Cell(FramePeer):
             self._culprit = self._in_memory_trouble()
             self.kill(f"it holds more than {ceiling >> 20} MB")
 
-    def _on_main(self, box: BlackBox) -> tuple[float, Culprit] | None:
-        """When the entry on the cell's main thread must be over, and what it is guilty of then. Until its end the
-        cell cannot notice that another call is due."""
-        run = self.runs.get(box.call)
-        if run:
-            limits, latest = run.bundle.limits, self._latest(run)
-        elif box.call & DIRECT_BIT and box.bundle in self._loaded:
-            # It came just before, or the cell would have told of it.
-            limits = self._loaded[box.bundle].limits
-            latest = box.since + limits.timeout_ms / 1000 + GRACE_S
-        else:
-            return None
-        # As long as the cell itself allows such an entry, see `#entryMs` there.
-        latest_cpu = box.since + (2 * limits.cpu_ms + 100) / 1000 + GRACE_S
-        code = "cpu_limit" if latest_cpu < latest else "timeout"
-        return min(latest_cpu, latest), Culprit(code, call=box.call)
+    def _limits_on_main(self, box: BlackBox) -> Limits | None:
+        """Of the call that is being run on the cell's main thread."""
+        if run := self.runs.get(box.call):
+            return run.bundle.limits
+        # It came just before, or the cell would have told of it.
+        bundle = self._loaded.get(box.bundle) if box.call & DIRECT_BIT else None
+        return bundle.limits if bundle else None
+
+    def _watch_main(self, box: BlackBox, now: float) -> None:
+        """See that an entry on the main thread ends, and that others do not suffer as long as it does not.
+
+        The cell itself ends it by wall time, see `#entryMsHere` there. What V8 does not interrupt is ended here,
+        once its CPU time is used up: the machine may be busy.
+        """
+        limits, run = self._limits_on_main(box), self.runs.get(box.call)
+        assert limits
+        assert self.process
+        if box.since != self._main_since:
+            # What it did before it was seen counts in full.
+            self._main_since = box.since
+            self._main_cpu_s = self.process.main_cpu_s() - (now - box.since)
+        cpu_s = limits.cpu_ms / 1000
+        late = now > (self._latest(run) if run else box.since + limits.timeout_ms / 1000 + GRACE_S)
+        used_up = now > box.since + cpu_s + GRACE_S and self.process.main_cpu_s() - self._main_cpu_s > cpu_s
+        if late or used_up:
+            self._culprit = Culprit("timeout" if late else "cpu_limit", call=box.call)
+            self.kill("a call does not end")
+            return
+        for other in [other for other in self.runs.values() if other is not run and now > self._latest(other)]:
+            # The cell cannot notice that it is due; nor can it be asked to answer one that came directly.
+            if other.caller:
+                self.cancel(other)
+                self._fail(other, limit_error(other.bundle.limits, other.timeout_ms, "timeout"))
 
     def _latest(self, run: Run) -> float:
         """When the cell must have ended a call; its own clock starts when it is up."""
@@ -478,7 +518,7 @@ class Cell(FramePeer):
         elif kind == FIRST:
             self._loading.first(body)
         elif kind == WARMED:
-            waiting = self._warms.get(id)
+            _, waiting = self._warms.get(id, (None, None))
             if waiting and not waiting.done():
                 waiting.set_result(body[0])
         elif kind == LOADED:
@@ -502,6 +542,7 @@ class Cell(FramePeer):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.send(OPTIONS, 0, self._loading.options(self._starting_since if self.runs else 0.0))
         for kind, id, parts in self._unsent or ():
             self.send(kind, id, *parts)
         self._unsent = None
@@ -528,6 +569,7 @@ class Cell(FramePeer):
         """Give it its process, which is nobody else's then."""
         self.process = process
         self.bound = time.monotonic()
+        self._starting_since = 0.0 if process.up else self.bound
         for run in self.runs.values():
             # Waiting is not the call's time.
             run.deadline += self.bound - run.started
@@ -582,19 +624,32 @@ class Cell(FramePeer):
                     answer.set_exception(CheckFailed(self._refusal))
                 else:
                     answer.set_result(CheckReply("invalid_function", "its top level ends the process it runs in"))
-        for warming in self._warms.values():
+        for bundle, warming in self._warms.values():
             if not warming.done():
-                warming.set_result(WARM_FAILED)
+                warming.set_exception(CannotWarm(self._why_not_warm(bundle)))
         for run in list(self.runs.values()):
             self._failed(run)
         self.runs.clear()
+
+    def _why_not_warm(self, bundle: Bundle) -> Failure:
+        if self._refusal:
+            return self._refusal
+        if self._culprit and self._culprit.bundle == self._numbers.get(bundle.name):
+            return CANNOT_LOAD
+        return Failure("cell_crashed", "the process of the function ended", retryable=True)
 
     def _failed(self, run: Run) -> None:
         drop_work(run)
         if self._refusal:
             refuse(run, self._refusal)
             return
-        error = self._error_of(run.id, self._numbers.get(run.bundle.name, 0), repeatable=not run.sent)
+        if self._is_guilty(run.id, self._numbers.get(run.bundle.name, 0)):
+            assert self._culprit
+            self._fail(run, limit_error(run.bundle.limits, run.timeout_ms, self._culprit.code))
+        else:
+            self._fail(run, msgspec.structs.replace(CRASHED, retryable=not run.sent))
+
+    def _fail(self, run: Run, error: ErrorInfo) -> None:
         if run.caller is None:
             self._told[run.id] = error
             return
@@ -602,18 +657,10 @@ class Cell(FramePeer):
         result = encode_failed(error, queue_us=run.queue_us, wall_us=wall_us, fetches=run.fetches)
         run.caller.finished(run.request, result[:QUEUE_BYTES], result[QUEUE_BYTES:])
 
-    def _error_of(self, call: int, number: int, *, repeatable: bool) -> ErrorInfo:
-        """What the end of the cell means for a call of the bundle of that number."""
-        culprit, bundle = self._culprit, self._loaded.get(number)
-        if culprit and bundle and (culprit.call == call or culprit.bundle == number):
-            limits = bundle.limits
-            message = {
-                "timeout": f"the call took longer than {limits.timeout_ms} ms",
-                "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
-                "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
-            }[culprit.code]
-            return ErrorInfo(culprit.code, message)
-        return ErrorInfo("cell_crashed", "the process of the function ended", retryable=repeatable)
+    def _is_guilty(self, call: int, number: int) -> bool:
+        """Whether a call, or its bundle of that number, is to blame for the end of the cell."""
+        culprit = self._culprit
+        return culprit is not None and (culprit.call == call or (number > 0 and culprit.bundle == number))
 
     def _in_memory_trouble(self) -> Culprit | None:
         """The one bundle that was being run when the memory ran out, if it was one."""
@@ -627,3 +674,13 @@ class Cell(FramePeer):
     def _next_id(self) -> int:
         self._ids = self._ids % (DIRECT_BIT - 1) + 1
         return self._ids
+
+
+def limit_error(limits: Limits, timeout_ms: int, code: str) -> ErrorInfo:
+    """What a call ends with that has passed a limit."""
+    message = {
+        "timeout": f"the call took longer than {timeout_ms} ms",
+        "cpu_limit": f"the call used more than {limits.cpu_ms} ms of CPU time",
+        "memory_limit": f"the function used more than {limits.memory_mb} MB of memory",
+    }[code]
+    return ErrorInfo(code, message)

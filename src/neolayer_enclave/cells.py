@@ -144,12 +144,18 @@ class Cells:
         self._tend()
         self._reap()
 
-    def of(self, tenant: str) -> Cell:
+    def of(self, tenant: str, *, nested: bool = False) -> Cell:
         """The tenant's cell; a new one may wait for a process.
+
+        Args:
+            nested: for a call made by a running function. If that can only run in a cell that is leaving, this is
+                the one: another would wait for its place, and it for the call.
 
         Raises:
             NoCapacity: all cells are busy and too many tenants wait.
         """
+        if nested and self._leaving and (leaving := self._left_by(tenant)):
+            return leaving
         cell = self._cells.pop(tenant, None)
         if cell is None:
             if len(self._waiting) >= MAX_WAITING:
@@ -174,6 +180,13 @@ class Cells:
         """A cell, also one that ended not long ago."""
         living = (*self._cells.values(), *self._leaving)
         return self._buried.get(number) or next((cell for cell in living if cell.number == number), None)
+
+    def _left_by(self, tenant: str) -> Cell | None:
+        """The cell that a tenant is leaving and that has no successor yet."""
+        successor = self._cells.get(tenant)
+        if successor is not None and successor not in self._waiting:
+            return None
+        return next((cell for cell in self._leaving if cell.tenant == tenant), None)
 
     def has_room_for(self, tenant: str) -> bool:
         """Whether the tenant has a cell, or can get one without another's end."""

@@ -29,6 +29,7 @@ KEEP_CODE: Final = 1
 WARM_UP: Final = 2
 FORM_SOURCE: Final = b"\x00"
 FORM_CHECKED: Final = 1
+OPTIONS_HEAD: Final = struct.Struct("<Bd")
 LOADED: Final = struct.Struct("<BB5I")
 BY_CALL, BY_WARM_UP, WORN = range(3)
 CODE_USED, CODE_REJECTED = 1, 2
@@ -79,10 +80,14 @@ class Loading:
         else:
             self._code.put(name, self._bootstrap)
 
-    def options(self) -> bytes:
-        """Body of a cell's OPTIONS frame."""
+    def options(self, waiting_since: float) -> bytes:
+        """Body of a cell's OPTIONS frame.
+
+        Args:
+            waiting_since: when its first call began to wait for the process, `time.monotonic`; 0 if none does.
+        """
         flags = (KEEP_CODE if self._code else 0) | (WARM_UP if self.warm_up else 0)
-        return bytes([flags]) + self._bootstrap
+        return OPTIONS_HEAD.pack(flags, waiting_since * 1000) + self._bootstrap
 
     def program(self, tenant: str, source: bytes) -> bytes:
         """The last part of a LOAD frame: what was kept of this source, or the source."""

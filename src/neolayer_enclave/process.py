@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import logging
+import math
 import mmap
 import os
 import resource
@@ -31,6 +32,7 @@ V8_GAVE_UP: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL})
 #: The first process of a namespace cannot be ended by its own SIGABRT: abort() then ends in a fault.
 V8_LAST_WORDS: Final = ("FATAL ERROR", "Fatal error", "Fatal process", "is_heap_oom = 1", "Last few GCs")
 PAGE_BYTES: Final = resource.getpagesize()
+CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 LAUNCH: Final = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from neolayer_enclave.launcher.main import main; main()"
 )
@@ -165,6 +167,16 @@ class CellProcess:
                 return int(file.read().split()[1]) * PAGE_BYTES
         except OSError:
             return 0
+
+    def main_cpu_s(self) -> float:
+        """CPU time of its main thread so far, in steps of 10 ms; endless if it is gone."""
+        try:
+            with open(f"/proc/{self._pid}/task/{self._pid}/stat", "rb") as file:
+                # proc(5): of the fields behind the name in parentheses, utime and stime.
+                fields = file.read().rpartition(b") ")[2].split()
+        except OSError:
+            return math.inf
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
     def out_of_memory(self) -> bool:
         """Of an ended process: whether the want of memory ended it."""

@@ -245,7 +245,8 @@ class Loaded(Message, frozen=True):
 
 class Warm(Message, frozen=True, tag="warm"):
     """Make a loaded bundle's isolate ahead of its next call. Answered by `Warmed` when it is ready; `Failure`
-    ``not_loaded`` asks for a `Load` first, ``invalid_function`` says that it cannot be made."""
+    ``not_loaded`` asks for a `Load` first, ``invalid_function`` says that it cannot be made, ``cell_crashed`` that
+    its process ended meanwhile."""
 
     handle: bytes
 
@@ -299,6 +300,22 @@ class ErrorInfo(Message, frozen=True):
     retryable: bool = False
 
 
+class Phases(msgspec.Struct, frozen=True, gc=False):
+    """What a cold start took, in microseconds: what a call waited for that no warm one does."""
+
+    #: From the call's first need of a process until that was up; 0 when there was one.
+    process: int
+    #: The isolate and the context with its bootstrap; 0 when they were ready.
+    isolate: int
+    context: int
+    #: From source to script, V8's compiler, the function's top level.
+    prepare: int
+    compile: int
+    evaluate: int
+    #: The first entry, in which V8 compiles what it had put off; part of the call itself.
+    first_call: int
+
+
 class Result(msgspec.Struct, frozen=True, gc=False):
     """What became of a call."""
 
@@ -309,6 +326,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     logs: bytes
     #: In the cell, from arrival to result.
     wall_us: int
+    #: Of a call that was begun again, since then.
     cpu_us: int
     #: Waited for its turn, because too many calls of the tenant were running.
     queue_us: int
@@ -319,6 +337,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     #: Whether an isolate had to be made for this call.
     cold: bool
     fetches: int
+    #: Of a cold start.
+    phases: Phases | None = None
 
 
 class Stats(Message, frozen=True, tag="stats"):
@@ -462,19 +482,23 @@ DIRECT_BIT: Final = 0x4000_0000
 DIRECT_IDS: Final = 1 << 20
 DIRECT_CONNECTIONS: Final = 1 << 10
 EXECUTION_BYTES: Final = 16
-#: Body of ``INVOKE`` before the input: handle, depth (of calls of functions by functions), execution (a UUID).
-INVOKE_HEAD: Final = struct.Struct("<8sB16s")
+#: Body of ``INVOKE`` before the input: handle, depth (of calls of functions by functions), execution (a UUID), ms
+#: that the call may take (0: what the bundle allows; never more than that).
+INVOKE_HEAD: Final = struct.Struct("<8sB16sI")
 #: Body of ``RESULT`` before the texts: queue µs | flags | fetches | isolates of the cell | wall µs | CPU µs
-#: | heap | peak heap | length of the first text. All but the first field is the cell's.
+#: | heap | peak heap | length of the first text. All but the first field is the cell's. With flag `COLD` `PHASES`
+#: follow.
 RESULT_HEAD: Final = struct.Struct("<IBHHIIddI")
+#: In the order of `Phases`.
+PHASES: Final = struct.Struct("<7I")
 QUEUE_BYTES: Final = 4
 COLD: Final = 1
 FAILED: Final = 2
 
 
-def encode_invoke(handle: bytes, depth: int, execution: bytes, input: bytes) -> bytes:
+def encode_invoke(handle: bytes, depth: int, execution: bytes, input: bytes, timeout_ms: int = 0) -> bytes:
     """Body of ``INVOKE``. ``input``: JSON text; empty means no input (``undefined``)."""
-    return INVOKE_HEAD.pack(handle, depth, execution) + input
+    return INVOKE_HEAD.pack(handle, depth, execution, timeout_ms) + input
 
 
 def encode_failed(error: ErrorInfo, *, queue_us: int, wall_us: int, fetches: int) -> bytes:
@@ -492,8 +516,16 @@ def decode_result(body: bytes) -> Result:
         queue_us, flags, fetches, _, wall_us, cpu_us, heap, peak, length = RESULT_HEAD.unpack_from(body)
     except struct.error:
         raise ValueError("a result is too short") from None
-    end = RESULT_HEAD.size + length
-    text, logs = body[RESULT_HEAD.size : end], body[end:]
+    start = RESULT_HEAD.size
+    phases = None
+    if flags & COLD:
+        try:
+            phases = Phases(*PHASES.unpack_from(body, start))
+        except struct.error:
+            raise ValueError("a result of a cold start is too short") from None
+        start += PHASES.size
+    end = start + length
+    text, logs = body[start:end], body[end:]
     failed = flags & FAILED
     return Result(
         b"" if failed else text,
@@ -504,6 +536,7 @@ def decode_result(body: bytes) -> Result:
         queue_us,
         int(heap),
         int(peak),
-        flags & COLD != 0,
+        phases is not None,
         fetches,
+        phases,
     )

@@ -1,12 +1,17 @@
 """A call of a function on its way through a cell, and who waits for it."""
 
 import asyncio
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from neolayer_enclave.bundle import Bundle
 from neolayer_enclave.protocol import Failure
 from neolayer_enclave.subtle import Budget
+
+#: Of the content of a run, where its timeout is; ms.
+TIMEOUT_AT: Final = 17
+_TIMEOUT: Final = struct.Struct("<I")
 
 if TYPE_CHECKING:
     from neolayer_enclave.cell import Cell
@@ -33,7 +38,7 @@ class Run:
     #: Frame id of the caller's request.
     request: int
     bundle: Bundle
-    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, input.
+    #: Body of the cell's INVOKE frame behind the bundle: depth, execution, timeout, input.
     content: bytes
     cell: "Cell"
     #: `time.monotonic`.
@@ -53,6 +58,13 @@ class Run:
     @property
     def nested(self) -> bool:
         return self.content[0] > 0
+
+    @property
+    def timeout_ms(self) -> int:
+        """What it may take; less than its function may where its caller has less."""
+        (given,) = _TIMEOUT.unpack_from(self.content, TIMEOUT_AT)
+        limit = self.bundle.limits.timeout_ms
+        return min(given, limit) if given else limit
 
     @property
     def queue_us(self) -> int:

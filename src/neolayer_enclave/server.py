@@ -265,7 +265,8 @@ class Connection(FramePeer):
         if len(body) > protocol.INVOKE_HEAD.size + MAX_INPUT_BYTES:
             raise Refused("input_too_large", f"the input has more than {MAX_INPUT_BYTES} bytes")
         bundle = self._enclave.bundle(body[: protocol.HANDLE_BYTES])
-        cell = self._enclave.cells.of(bundle.tenant)
+        nested = body[protocol.HANDLE_BYTES] > 0
+        cell = self._enclave.cells.of(bundle.tenant, nested=nested)
         self._runs[id] = cell.invoke(self, id, bundle, body[protocol.HANDLE_BYTES :])
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -394,7 +395,7 @@ def _failure(error: Exception) -> Failure:
         case BadPattern():
             return Failure("invalid_egress", f"{error} is not a host, host:port, *.domain or http://host:port")
         case CannotWarm():
-            return Failure("invalid_function", "the function could not be loaded ahead of its calls")
+            return error.failure
         case NoCapacity():
             return Failure("no_capacity", str(error), retryable=True)
         case TooManyCalls():

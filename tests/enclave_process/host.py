@@ -121,10 +121,12 @@ class Host:
         *,
         execution: UUID = EXECUTION,
         depth: int = 0,
+        timeout_ms: int = 0,
     ) -> asyncio.Future[bytes]:
         """Send an INVOKE; the future holds the body of its RESULT."""
         handle = HANDLES.get(bundle, b"unknown!")
-        return self._send(Kind.INVOKE, protocol.encode_invoke(handle, depth, execution.bytes, input), host)
+        body = protocol.encode_invoke(handle, depth, execution.bytes, input, timeout_ms)
+        return self._send(Kind.INVOKE, body, host)
 
     def _send(self, kind: Kind, body: bytes, host: HostFunction) -> asyncio.Future[bytes]:
         id = next(self.ids)
@@ -164,10 +166,12 @@ class Host:
         *,
         execution: UUID = EXECUTION,
         depth: int = 0,
+        timeout_ms: int = 0,
         host: HostFunction = nothing,
     ) -> Result:
         body = b"" if input is None else json.dumps(input).encode()
-        return protocol.decode_result(await self.call(bundle, body, host, execution=execution, depth=depth))
+        call = self.call(bundle, body, host, execution=execution, depth=depth, timeout_ms=timeout_ms)
+        return protocol.decode_result(await call)
 
     async def run(self, source: str, input: Any = None, *, host: HostFunction = nothing, **options: Any) -> Result:
         """Load a source as a new bundle and call it once."""

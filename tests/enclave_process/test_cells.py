@@ -272,6 +272,69 @@ async def test_tenants_wait_their_turn_when_all_cells_are_busy(tmp_path: Path) -
     await enclave.stop()
 
 
+async def test_what_a_function_of_a_leaving_cell_calls_runs_there(tmp_path: Path) -> None:
+    """Another cell would have to wait until this one is gone, and this one for the call."""
+    enclave = await Process.start(tmp_path, "--cells", "1", "--spare", "0")
+    host = await Host.connect(enclave)
+    echo = await host.load(ECHO, tenant="a")
+    caller = await host.load("export default (input, ctx) => ctx.invoke('echo', input)", tenant="a")
+    asked, waiting = asyncio.Event(), asyncio.Event()
+
+    async def nested(name: str, argument: Any) -> Any:
+        asked.set()
+        await waiting.wait()
+        return output(await host.invoke(echo, 7, depth=1))
+
+    calling = asyncio.ensure_future(host.invoke(caller, 7, host=nested))
+    await asked.wait()
+    patient = asyncio.ensure_future(host.run(ECHO, 1, tenant="b"))
+    # Longer than a cell stays with its tenant when others wait. A new call of the tenant lines up behind them.
+    await asyncio.sleep(1.5)
+    late = asyncio.ensure_future(host.invoke(echo, 2))
+    await asyncio.sleep(0.1)
+    assert (await host.ask(Stats(), Statistics)).waiting == 2
+    begun = time.monotonic()
+    waiting.set()
+    assert output(await calling) == 7
+    assert time.monotonic() - begun < 2
+    assert [output(result) for result in await asyncio.gather(patient, late)] == [1, 2]
+    statistics = await host.ask(Stats(), Statistics)
+    assert (statistics.cells_started, statistics.cells_crashed) == (3, 0)
+    await host.close()
+    await enclave.stop()
+
+
+async def test_the_first_call_of_a_cold_start_says_what_that_took(own_host: Host) -> None:
+    spin = "const end = Date.now() + %d; while (Date.now() < end);"
+    source = f"{spin % 30} export default () => {{ {spin % 20} return 1 }}"
+    first, second = await own_host.load(source), await own_host.load(source.replace("return 1", "return 2"))
+    result = await own_host.invoke(first)
+    assert result.cold
+    phases = result.phases
+    assert phases is not None
+    assert 29_000 < phases.evaluate < result.wall_us
+    assert 19_000 < phases.first_call < result.wall_us
+    assert phases.process > 10_000  # a Node process takes some 30 ms
+    assert min(phases.isolate, phases.context, phases.prepare, phases.compile) > 0
+    assert (await own_host.invoke(first)).phases is None
+    # The process is there by now.
+    later = (await own_host.invoke(second)).phases
+    assert later is not None
+    assert later.process == 0
+    assert later.evaluate > 29_000
+
+
+async def test_a_call_that_is_given_a_spare_waits_for_no_process(tmp_path: Path) -> None:
+    enclave = await Process.start(tmp_path, "--spare", "1")
+    host = await Host.connect(enclave)
+    await ready_spares(host, 1)
+    phases = (await host.run(ECHO, 1)).phases
+    assert phases is not None
+    assert phases.process == 0
+    await host.close()
+    await enclave.stop()
+
+
 async def test_a_call_that_nobody_waits_for_any_more_gives_its_place_in_the_line_away(tmp_path: Path) -> None:
     enclave = await Process.start(tmp_path, "--cells", "1", "--spare", "0")
     host, gone = await Host.connect(enclave), await Host.connect(enclave)

@@ -1,6 +1,8 @@
 """Programs that pass a limit: each ends, with its code, and nothing else does."""
 
 import asyncio
+import os
+import signal
 import time
 from typing import Any
 from uuid import UUID
@@ -8,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from neolayer_enclave.protocol import Check, Checked, Statistics, Stats
-from tests.enclave_process.host import Host, Refusal, logs, output
+from tests.enclave_process.host import Host, Process, Refusal, logs, output
 
 CANARY = "export default (input) => input"
 
@@ -83,6 +85,27 @@ async def test_a_call_that_waits_for_ever_ends_at_its_time_limit(host: Host, bod
     assert (result.error.code, result.error.message) == ("timeout", "the call took longer than 300 ms")
     assert 0.3 <= time.monotonic() - begun < 0.9
     assert logs(result) == ["begun"]
+
+
+async def test_a_call_ends_at_its_callers_limit_where_that_is_less(host: Host) -> None:
+    bundle = await host.load("export default () => new Promise(() => {})", timeout_ms=600)
+    for given, limit in ((300, 300), (20_000, 600), (0, 600)):
+        begun = time.monotonic()
+        error = (await host.invoke(bundle, depth=1, timeout_ms=given)).error
+        assert error is not None
+        assert (error.code, error.message) == ("timeout", f"the call took longer than {limit} ms")
+        assert limit / 1000 <= time.monotonic() - begun < limit / 1000 + 0.5
+
+
+async def test_a_cell_that_stands_still_is_ended_at_the_callers_limit(
+    own_enclave: Process, own_host: Host
+) -> None:
+    bundle = await own_host.load(CANARY)
+    assert output(await own_host.invoke(bundle, 1)) == 1
+    os.kill(own_enclave.cells()[0], signal.SIGSTOP)
+    error = (await asyncio.wait_for(own_host.invoke(bundle, 2, depth=1, timeout_ms=300), 2)).error
+    assert error is not None
+    assert (error.code, error.message) == ("timeout", "the call took longer than 300 ms")
 
 
 async def test_cpu_time_counts_across_waits(host: Host) -> None:

@@ -89,6 +89,27 @@ async def test_a_function_that_cannot_be_made_ready_is_refused_and_its_call_says
         assert error.code in ("invalid_function", "cpu_limit")
 
 
+async def test_a_cell_that_ends_meanwhile_is_not_taken_for_a_bad_function(
+    own_enclave: Process, own_host: Host
+) -> None:
+    busy = "const end = Date.now() + 400; while (Date.now() < end); export default () => 1"
+    bundle = await own_host.load(busy)
+    assert output(await own_host.run("export default () => 1")) == 1
+    warming = asyncio.ensure_future(own_host.ask(Warm(HANDLES[bundle]), Warmed))
+    await asyncio.sleep(0.1)
+    os.kill(own_enclave.cells()[0], signal.SIGKILL)
+    with pytest.raises(Refusal) as refusal:
+        await warming
+    assert (refusal.value.code, refusal.value.failure.retryable) == ("cell_crashed", True)
+    assert not (await own_host.ask(Warm(HANDLES[bundle]), Warmed)).was_warm
+    # One that ends the process itself is bad.
+    bomb = "const o = {}; for (let i = 0; ; i++) o['a' + i] = i; export default () => 1"
+    bundle = await own_host.load(bomb, memory_mb=16, cpu_ms=10_000)
+    with pytest.raises(Refusal) as refusal:
+        await own_host.ask(Warm(HANDLES[bundle]), Warmed)
+    assert refusal.value.code == "invalid_function"
+
+
 async def test_calls_that_come_while_it_is_made_ready_wait_for_it(own_host: Host) -> None:
     busy = "const end = Date.now() + 80; while (Date.now() < end); let n = 0; export default () => ++n"
     bundle = await own_host.load(busy)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -95,6 +96,18 @@ async def test_asynchronous_calls_and_dead_ones(system: System, tmp_path: Path) 
     await system.eventually(succeeded)
     assert "only a dead one" in await neolayer(system, "executions", "replay", accepted["id"], code=1)
     assert "only one that waits" in await neolayer(system, "executions", "cancel", accepted["id"], code=1)
+
+
+async def test_a_cold_start_is_shown_by_its_phases(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "cli-cold.js"
+    file.write_text("export default () => 1")
+    await neolayer(system, "functions", "deploy", str(file))
+    _, execution = await system.invoke("cli-cold")
+    shown = await neolayer(system, "executions", "show", execution)
+    phases = next(line for line in shown.splitlines() if line.startswith("phases"))
+    assert re.search(r"isolate [\d.]+ ms, context .* evaluate [\d.]+ ms, first call [\d.]+ ms$", phases)
+    _, execution = await system.invoke("cli-cold")
+    assert "phases" not in await neolayer(system, "executions", "show", execution)
 
 
 async def test_logs_are_followed_live(system: System, tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ async def test_create_refuses_a_name_that_exists(system: System) -> None:
     assert (await system.post("/functions", body, status=409))["code"] == "function_exists"
 
 
+async def test_a_cold_start_is_recorded_with_its_phases_and_a_warm_one_has_none(system: System) -> None:
+    source = "const end = Date.now() + 30; while (Date.now() < end); export default () => 1"
+    await deploy(system, "cold-phases", source)
+    _, first = await system.invoke("cold-phases")
+    _, second = await system.invoke("cold-phases")
+    record = await system.get(f"/executions/{first}")
+    assert record["cold"]
+    phases = record["phases"]
+    assert list(phases)[-6:] == ["isolate", "context", "prepare", "compile", "evaluate", "first_call"]
+    assert set(phases) <= {"process", "isolate", "context", "prepare", "compile", "evaluate", "first_call"}
+    assert 29 < phases["evaluate"] < record["wall_ms"]
+    warm = await system.get(f"/executions/{second}")
+    assert (warm["cold"], warm["phases"]) == (False, None)
+
+
 async def test_a_deleted_function_is_gone_and_its_executions_stay(system: System) -> None:
     await deploy(system, "leaving", "export default () => 1")
     _, execution = await system.invoke("leaving")

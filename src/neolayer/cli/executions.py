@@ -82,7 +82,7 @@ def show(id: str, /, *, connection: Connection = DEFAULT) -> None:
     if connection.json:
         print_json(execution)
     else:
-        print_fields(execution)
+        print_fields(execution | {"phases": _phases(execution["phases"])})
 
 
 @app.command
@@ -129,6 +129,12 @@ def _changed(execution: dict[str, Any], connection: Connection) -> None:
         print_json(execution)
     else:
         console.print(f"[green]✓[/] {execution['id']}  {execution['status']}")
+
+
+def _phases(phases: dict[str, float] | None) -> str | None:
+    if phases is None:
+        return None
+    return ", ".join(f"{name.replace('_', ' ')} {ms:g} ms" for name, ms in phases.items())
 
 
 def print_logs(lines: list[dict[str, Any]]) -> None:

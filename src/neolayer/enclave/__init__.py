@@ -3,7 +3,7 @@
 from neolayer.enclave.client import Enclave, EnclaveClient, HostFunction
 from neolayer.enclave.connection import Call
 from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
-from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Result, SealedSecret
+from neolayer_enclave.protocol import ErrorInfo, Evidence, Limits, Load, OwnedSecret, Phases, Result, SealedSecret
 
 __all__ = [
     "Call",
@@ -18,6 +18,7 @@ __all__ = [
     "Load",
     "OutcomeUnknown",
     "OwnedSecret",
+    "Phases",
     "Result",
     "SealedSecret",
 ]

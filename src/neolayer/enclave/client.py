@@ -138,6 +138,9 @@ class EnclaveClient:
     ) -> bool:
         """Send a call off without waiting for anything; its end is told to ``call``.
 
+        Args:
+            timeout_ms: what it may take, if that is less than the bundle's limit.
+
         Returns:
             False when that is not possible just now, because the connection or the bundle's handle is missing:
             nothing was sent, `invoke` says what is wrong.
@@ -146,7 +149,7 @@ class EnclaveClient:
         if known is None:
             return False
         handle, way = known
-        body = protocol.encode_invoke(handle, depth, execution.bytes, input)
+        body = protocol.encode_invoke(handle, depth, execution.bytes, input, timeout_ms)
         timeout_s = timeout_ms / 1000 + INVOKE_SLACK_S
         if way.cell is not None:
             way.cell.invoke(body, call, timeout_s)
@@ -163,7 +166,8 @@ class EnclaveClient:
         """Make a bundle's isolate ahead of its next call. Returns whether it was there.
 
         Raises:
-            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail.
+            EnclaveRefused: ``not_loaded`` asks for `load` first; ``invalid_function``, its calls will fail;
+                ``cell_crashed``, its process was ended meanwhile; try again.
         """
         known = self._known.get(bundle)
         if known is None:

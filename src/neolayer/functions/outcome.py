@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
+
 from neolayer.core.errors import ServiceError
-from neolayer.enclave import ErrorInfo, OutcomeUnknown, Result
+from neolayer.enclave import ErrorInfo, OutcomeUnknown, Phases, Result
 from neolayer.functions.errors import ExecutionFailed
 from neolayer.functions.model import Bundle, Call, ExecutionRecord, Status
 from neolayer.functions.records import error_json
@@ -49,7 +51,16 @@ def record_of(
         peak_heap_bytes=result.peak_bytes,
         bytes_in=bytes_in,
         bytes_out=None if failed else len(result.output),
+        phases=_phases_json(result.phases) if result.phases else None,
     )
+
+
+def _phases_json(phases: Phases) -> str:
+    """The ``phases`` of a record. Only the call that waited for a process to start has a ``process``."""
+    taken: dict[str, int] = msgspec.structs.asdict(phases)
+    if not taken["process"]:
+        del taken["process"]
+    return msgspec.json.encode(taken).decode()
 
 
 def failure(code: str, message: str, *, wall_us: int = 0) -> Result:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
@@ -33,6 +33,8 @@ from neolayer.functions.resolver import Resolver
 
 #: Of the execution that a function's call of a function's call … of a function is.
 MAX_DEPTH: Final = 8
+#: A called function that is not over this long after its caller's time is not waited for; seconds.
+OVERDUE_S: Final = 0.5
 
 
 class NestedRequest(msgspec.Struct, frozen=True):
@@ -101,15 +103,19 @@ class Functions:
             ServiceError: it was not started.
         """
         host = self.host_of(call)
-        limits = {"timeout_ms": bundle.limits.timeout_ms, "depth": call.depth}
+
+        def invoked() -> Awaitable[Result]:
+            limits = {"timeout_ms": _time_of(bundle, call), "depth": call.depth}
+            return self.enclave.invoke(bundle.id, call.id, input, host, **limits)
+
         try:
             try:
-                result = await self.enclave.invoke(bundle.id, call.id, input, host, **limits)
+                result = await invoked()
             except EnclaveRefused as refusal:
                 if refusal.code != "not_loaded":
                     raise
                 await self.load(bundle)
-                result = await self.enclave.invoke(bundle.id, call.id, input, host, **limits)
+                result = await invoked()
         except OutcomeUnknown as error:
             result = failure(error.code, error.detail)
         count(result)
@@ -195,7 +201,9 @@ class Functions:
             budget=budget,
         )
         try:
-            async with asyncio.timeout(call.deadline - started if call.deadline == caller.deadline else None):
+            # The cell ends it; this is for one that waits for a cell.
+            shared = call.deadline == caller.deadline
+            async with asyncio.timeout(call.deadline - started + OVERDUE_S if shared else None):
                 result = await self.outcome(bundle, call, input)
         except TimeoutError:
             wall_us = int((time.monotonic() - started) * 1e6)
@@ -372,6 +380,13 @@ def count(result: Result) -> None:
 def deadline_of(bundle: Bundle) -> float:
     """When a call that begins now must be over, by `time.monotonic`."""
     return time.monotonic() + bundle.limits.timeout_ms / 1000
+
+
+def _time_of(bundle: Bundle, call: Call) -> int:
+    """What a call may take, in ms: never more than is left to the function that made it."""
+    if not call.depth:
+        return bundle.limits.timeout_ms
+    return max(1, min(bundle.limits.timeout_ms, int((call.deadline - time.monotonic()) * 1000)))
 
 
 def alias_of(target: str) -> str | None:

@@ -14,6 +14,8 @@ export class BlackBox {
   #bytes = Buffer.alloc(BYTES);
   #inside = false;
   #leaving = false;
+  // Entries that run on other threads.
+  threads = 0;
 
   constructor(fd) {
     this.#fd = fd;
@@ -43,6 +45,7 @@ export class BlackBox {
 
   // Returns the offset to leave by; more entries than slots go unnoted.
   enterThread(bundle) {
+    this.threads++;
     for (let at = MAIN_BYTES; at < MAIN_BYTES + SLOTS * 4; at += 4) {
       if (this.#bytes.readUInt32LE(at) === 0) {
         this.#note(at, bundle);
@@ -53,6 +56,7 @@ export class BlackBox {
   }
 
   leaveThread(at) {
+    this.threads--;
     if (at > 0) this.#note(at, 0);
   }
 

@@ -5,17 +5,19 @@
 //   LOAD     u32 n | JSON {file, secrets, limits, isolation}, n bytes | program      id: number of the bundle
 //            program: u8 form (0 source, 1 checked, 2 exercised; + 4 quick top level) | source, or u32 n | script, n bytes | V8's code cache
 //   UNLOAD   -                                             id: number of the bundle
-//   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | input   id: number of the call, as in all that follow
+//   INVOKE   u32 bundle | u8 depth | execution, 16 bytes | u32 ms that it may take, 0 for the bundle's limit | input
+//            id: number of the call, as in all that follow
 //   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
-//   OPTIONS  u8 (1 keep code, 2 warm up) | code cache of the bootstrap, may be empty
+//   OPTIONS  u8 (1 keep code, 2 warm up) | f64 since when its first call waits for this process (CLOCK_MONOTONIC, ms;
+//            0: no call does) | code cache of the bootstrap, may be empty
 //   WARM     u32 bundle                                    id: of the request, as in WARMED
 //   SHRINK   u32 MB that idle isolates may hold
 //   LEAVE    -                                             no more calls past the enclave
 //   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
-//            | f64 peak heap bytes | u32 n | output or [code, message, stack, retryable], n bytes
-//            | log lines joined by commas
+//            | f64 peak heap bytes | u32 n | cold only: 7 u32 µs of process, isolate, context, prepare, compile,
+//            evaluate, first call | output or [code, message, stack, retryable], n bytes | log lines joined by commas
 //   CALL     u32 seq | u8 kind (0 neo.read, 1 neo.send, 3 neo.wallet, 4 functions.invoke) | JSON
 //            u32 seq | u8 kind (2 fetch, 16 subtle) | u32 n | JSON, n bytes | body of a request, data
 //            u32 seq | u8 kind 17                   nobody waits for the fetch of that number any more
@@ -30,6 +32,7 @@
 import { isUtf8 } from 'node:buffer';
 import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
+import { CpuClock } from './clock.mjs';
 import { DirectCalls } from './direct.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
@@ -44,12 +47,13 @@ const MAX_IDLE_BYTES = 256 * 1024 * 1024;
 const RESULT_BYTES = 33;
 // Of a RESULT that goes to the host: for how long the call waited.
 const QUEUE_BYTES = 4;
+// Of a cold start, in the RESULT of the call that it was for.
+const PHASES_BYTES = 28;
 const CALL_BYTES = 5;
 // Kinds of CALL; FETCH and SUBTLE carry a body, they and ABORT are for the enclave.
-const SEND = 1, FETCH = 2, INVOKE_OTHER = 4, SUBTLE = 16, ABORT = 17;
-// Of an INVOKE, where the execution's id is, and where the input begins.
-const EXECUTION_AT = 5;
-const INPUT_AT = 21;
+const SEND = 1, FETCH = 2, INVOKE = 4, SUBTLE = 16, ABORT = 17;
+// Of an INVOKE, where the execution's id is, its time, and where the input begins.
+const EXECUTION_AT = 5, TIMEOUT_AT = 21, INPUT_AT = 25;
 const COLD = 1;
 const FAILED = 2;
 const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2, FORM_QUICK = 4;
@@ -71,13 +75,18 @@ const isolates = new Set();
 // When the enclave is gone, or ends this cell, so does it.
 const frames = new Frames({ fd: Number(process.argv[2]) }, receive, () => process.exit(0));
 const blackbox = new BlackBox(Number(process.argv[3]));
+const clock = new CpuClock();
 let watching = null;
 let warmsUp = false;
 let bootstrapCode = null;
 let blank = null;
+// How long the first call waited for this process, until that call takes it.
+let processMs = 0;
+const upAt = monotonicMs();
 
 const runner = {
   blackbox,
+  clock,
   keepsCode: false,
   newCall,
 
@@ -88,7 +97,7 @@ const runner = {
   // A worn isolate serves until its successor is ready.
   async replace(isolate, bundle) {
     const successor = newIsolate(bundle);
-    const loaded = await load(successor, bundle, newCall(0, bundle.limits), WHY_WORN);
+    const loaded = await load(successor, bundle, aheadOf(bundle), WHY_WORN);
     if (!loaded) return;
     if (bundles.get(bundle.number) === bundle && bundle.isolate === isolate) bundle.isolate = successor;
     else successor.retire();
@@ -123,7 +132,8 @@ const runner = {
     }
     const { heapBytes } = call.isolate;
     const at = host === null ? 0 : QUEUE_BYTES;
-    const body = Buffer.allocUnsafe(at + RESULT_BYTES + bytes);
+    const textAt = at + RESULT_BYTES + (call.cold ? PHASES_BYTES : 0);
+    const body = Buffer.allocUnsafe(textAt + bytes);
     body[at] = (call.cold ? COLD : 0) | (failed ? FAILED : 0);
     body.writeUInt16LE(call.fetches, at + 1);
     body.writeUInt16LE(isolates.size, at + 3);
@@ -132,7 +142,8 @@ const runner = {
     body.writeDoubleLE(heapBytes, at + 13);
     body.writeDoubleLE(Math.max(call.peakHeapBytes, heapBytes), at + 21);
     body.writeUInt32LE(bytes, at + 29);
-    body.utf8Write(text, at + RESULT_BYTES);
+    if (call.cold) writePhases(body, at + RESULT_BYTES, call);
+    body.utf8Write(text, textAt);
     if (host !== null) {
       body.writeUInt32LE(Math.round((call.started - call.arrived) * 1000), 0);
       host.finished(call, body, logs);
@@ -144,6 +155,17 @@ const runner = {
     direct.ended(call);
   },
 
+  // Begins a call anew that has had no effect, and drops what it logged. Its time runs on, its CPU time begins anew:
+  // what it has used was lost by no fault of its own. cutShort: it has left the main thread, for good.
+  again(call, cutShort) {
+    call.realm = null;
+    call.streamed = [];
+    call.begun = false;
+    call.offMain ||= cutShort;
+    call.cpuNs = 0;
+    begin(call);
+  },
+
   // form: of the body, 't' text, 'b' bytes as one character each, '-' none.
   ask(call, seq, kind, text, form, body) {
     const json = Buffer.from(text);
@@ -152,7 +174,7 @@ const runner = {
     head.writeUInt32LE(seq, 0);
     head[4] = kind;
     if (kind === FETCH) call.fetches = Math.min(call.fetches + 1, 0xffff);
-    else if (kind === SEND || kind === INVOKE_OTHER) call.sent = true;
+    else if (kind === SEND || kind === INVOKE) call.sent = true;
     if (call.host !== null) {
       if (!carries && kind !== ABORT) {
         call.host.ask(call, seq, kind, json);
@@ -194,7 +216,7 @@ const direct = new DirectCalls(frames, {
   isolates: () => isolates.size,
   running: () => calls.size,
   taken: (id) => calls.has(id),
-  begin,
+  start,
   cancel,
   watch: runner.watch,
 
@@ -225,28 +247,46 @@ function receive(kind, id, data, at, end) {
 
 function invoke(id, data, at, end) {
   const bundle = bundles.get(data.readUInt32LE(at));
-  const execution = data.hexSlice(at + EXECUTION_AT, at + INPUT_AT);
-  begin(id, bundle, execution, data.utf8Slice(at + INPUT_AT, end), null, performance.now());
+  const execution = data.hexSlice(at + EXECUTION_AT, at + TIMEOUT_AT);
+  start(id, bundle, execution, data.readUInt32LE(at + TIMEOUT_AT), data.utf8Slice(at + INPUT_AT, end), null, performance.now());
 }
 
-// execution: in hexadecimal. host: null, or who sent the call past the enclave.
-function begin(id, bundle, execution, input, host, arrived) {
+// execution: in hexadecimal. timeoutMs: what its caller has left, or 0. host: null, or who sent it past the enclave.
+function start(id, bundle, execution, timeoutMs, input, host, arrived) {
   const call = newCall(id, bundle.limits);
   call.execution = uuid(execution);
   call.input = input;
   call.host = host;
   call.arrived = arrived;
+  if (timeoutMs > 0 && timeoutMs < call.timeoutMs) {
+    call.timeoutMs = timeoutMs;
+    call.deadline = call.started + timeoutMs;
+  }
   host?.began(call);
-  let isolate = bundle.isolate;
-  call.cold = isolate === null || isolate.retired;
-  if (call.cold) isolate = bundle.isolate = newIsolate(bundle);
-  isolate.use(call.started);
-  call.isolate = isolate;
   call.bundle = bundle;
   calls.set(id, call);
-  isolate.start(call);
-  if (call.cold) load(isolate, bundle, call, WHY_CALL);
+  begin(call);
   runner.watch();
+}
+
+// In the isolate of its bundle, or a new one.
+function begin(call) {
+  const { bundle } = call;
+  let isolate = bundle.isolate;
+  const cold = isolate === null || isolate.retired;
+  if (cold) {
+    isolate = bundle.isolate = newIsolate(bundle);
+    call.cold = true;
+    call.processMs += processMs;
+    processMs = 0;
+  }
+  isolate.use(call.started);
+  call.isolate = isolate;
+  isolate.start(call);
+  if (!cold) return;
+  load(isolate, bundle, call, WHY_CALL);
+  // It was unloaded while the call, which is begun again, ran.
+  if (bundles.get(bundle.number) !== bundle) isolate.retire();
 }
 
 async function load(isolate, bundle, call, why) {
@@ -269,7 +309,7 @@ async function warm(id, number) {
   let loaded, outcome;
   if (bundle.isolate === null || bundle.isolate.retired) {
     bundle.isolate = newIsolate(bundle);
-    loaded = await load(bundle.isolate, bundle, newCall(0, bundle.limits), WHY_WARM);
+    loaded = await load(bundle.isolate, bundle, aheadOf(bundle), WHY_WARM);
     outcome = WARM_MADE;
   } else {
     loaded = await bundle.isolate.opening;
@@ -288,7 +328,7 @@ function bundleOf(number, data, at, end) {
   const headAt = at + 4, programAt = headAt + data.readUInt32LE(at), textAt = programAt + 5;
   const head = JSON.parse(data.utf8Slice(headAt, programAt));
   const form = data[programAt];
-  const bundle = { number, isolate: null, source: '', text: null, code: null, uses: 0, ...head };
+  const bundle = { number, isolate: null, source: '', text: null, code: null, uses: 0, credit: -1, ...head };
   bundle.exercised = (form & FORM_EXERCISED) !== 0;
   bundle.quick = (form & FORM_QUICK) !== 0;
   if (form === FORM_SOURCE) {
@@ -313,7 +353,10 @@ function sendCode(form, id, { text, code, quick }) {
 function setOptions(data, at, end) {
   runner.keepsCode = (data[at] & KEEP_CODE) !== 0;
   warmsUp = (data[at] & WARM_UP) !== 0;
-  if (end > at + 1) bootstrapCode = data.buffer.slice(data.byteOffset + at + 1, data.byteOffset + end);
+  const since = data.readDoubleLE(at + 1);
+  if (since > 0) processMs = Math.max(0, upAt - since);
+  const codeAt = at + 9;
+  if (end > codeAt) bootstrapCode = data.buffer.slice(data.byteOffset + codeAt, data.byteOffset + end);
   makeBlank();
 }
 
@@ -357,7 +400,10 @@ function unload(number) {
 }
 
 async function check(id, source) {
-  const bundle = { number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, quick: false, ...source };
+  const bundle = {
+    number: 0, secrets: '{}', isolation: 'version', text: null, code: null, exercised: true, quick: false, credit: -1,
+    ...source,
+  };
   const isolate = newIsolate(bundle);
   runner.watch();
   const wrong = await isolate.check(newCall(id, source.limits));
@@ -371,14 +417,35 @@ async function check(id, source) {
 function newCall(id, limits) {
   const now = performance.now();
   return {
-    id, started: now, deadline: now + limits.timeout_ms, cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6,
-    cold: false, over: false, sent: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
+    id, started: now, timeoutMs: limits.timeout_ms, deadline: now + limits.timeout_ms,
+    cpuNs: 0, cpuLimitNs: limits.cpu_ms * 1e6, cold: false, processMs: 0,
+    over: false, fetches: 0, execution: '', input: '', bundle: null, isolate: null,
     realm: null, timers: NO_TIMERS, streamed: [],
     // Of one that came past the enclave: its connection, and whether the enclave was told of it.
     host: null, told: false, arrived: now,
+    // Its code has run; it has asked for something; for something that has an effect; it has left the main thread.
+    begun: false, asked: false, sent: false, offMain: false,
     // Of the isolate, seen between entries while the call ran; what is between two looks stays unseen.
     peakHeapBytes: 0,
   };
+}
+
+function writePhases(body, at, { processMs, isolate }) {
+  for (const ms of [processMs, ...isolate.phasesMs, isolate.firstMs]) {
+    body.writeUInt32LE(Math.round(ms * 1000), at);
+    at += 4;
+  }
+}
+
+function monotonicMs() {
+  return Number(process.hrtime.bigint()) / 1e6;
+}
+
+// In place of the call at whose expense an isolate is made. Nobody waits for it, so it leaves the main thread alone.
+function aheadOf(bundle) {
+  const call = newCall(0, bundle.limits);
+  call.offMain = true;
+  return call;
 }
 
 function uuid(hex) {
@@ -398,8 +465,8 @@ function newIsolate(bundle) {
   let fresh = blank;
   if (fresh?.memoryMb === bundle.limits.memory_mb) {
     blank = null;
-    // It was made off the way of this call.
-    fresh.isolateMs = fresh.contextMs = 0;
+    // It was made off the way of this call, unless the call waited for all of this process.
+    if (processMs === 0) fresh.isolateMs = fresh.contextMs = 0;
   } else {
     fresh = new Blank(bundle.limits.memory_mb, bootstrapCode);
   }
@@ -443,6 +510,7 @@ function watch() {
   }
   const now = performance.now();
   direct.tick(calls.values(), now);
+  if (blackbox.threads > 0) clock.share();
   for (const isolate of isolates) isolate.watch(now);
 }
 

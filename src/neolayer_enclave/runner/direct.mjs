@@ -16,7 +16,7 @@ import { DIRECT, FROM_CELL, Frames } from './frames.mjs';
 const MAX_RUNNING = 64, MAX_WAITING = 256, MAX_NESTED = 512, MAX_WAITING_BYTES = 32 * 1024 * 1024, WAIT_MS = 5_000;
 // As in protocol.py and server.py.
 const IDS = 1 << 20, MAX_INPUT_BYTES = 1_048_576;
-const DEPTH_AT = 8, EXECUTION_AT = 9, INPUT_AT = 25;
+const DEPTH_AT = 8, EXECUTION_AT = 9, TIMEOUT_AT = 25, INPUT_AT = 29;
 // A call that is over sooner is not told of.
 const TELL_MS = 10;
 // In ticks of the watch: how often uses are told, and how long nothing may run until it is told.
@@ -35,8 +35,8 @@ export class DirectCalls {
   #ticks = 0;
   #restingTicks = 0;
 
-  // frames: to the enclave. cell: bundle(handle), isolates(), running(), taken(id), begin(id, bundle, execution, input,
-  // connection, arrived), cancel(id), deliver(id, seq, ok, text), watch().
+  // frames: to the enclave. cell: bundle(handle), isolates(), running(), taken(id), start(id, bundle, execution,
+  // timeoutMs, input, connection, arrived), cancel(id), deliver(id, seq, ok, text), watch().
   constructor(frames, cell) {
     this.#frames = frames;
     this.#cell = cell;
@@ -69,16 +69,16 @@ export class DirectCalls {
     } else {
       this.#note(bundle);
       const running = this.#cell.running(), nested = data[at + DEPTH_AT] > 0;
-      const execution = data.hexSlice(at + EXECUTION_AT, at + INPUT_AT);
+      const execution = data.hexSlice(at + EXECUTION_AT, at + TIMEOUT_AT), timeoutMs = data.readUInt32LE(at + TIMEOUT_AT);
       const input = data.utf8Slice(at + INPUT_AT, end);
       if (running < MAX_RUNNING || (nested && running < MAX_RUNNING + MAX_NESTED)) {
-        this.#cell.begin(id, bundle, execution, input, connection, performance.now());
+        this.#cell.start(id, bundle, execution, timeoutMs, input, connection, performance.now());
       } else if (nested || this.#waiting.length >= MAX_WAITING || this.#waitingBytes > MAX_WAITING_BYTES) {
         const waiting = this.#waiting.length;
         connection.refuse(id, 'too_many_calls', `${running} calls of this tenant are running and ${waiting} are waiting`, true);
       } else {
         this.#waitingBytes += length;
-        this.#waiting.push({ connection, id, bundle, execution, input, length, arrived: performance.now() });
+        this.#waiting.push({ connection, id, bundle, execution, timeoutMs, input, length, arrived: performance.now() });
       }
     }
   }
@@ -161,9 +161,9 @@ export class DirectCalls {
 
   #beginNext() {
     while (this.#waiting.length > 0 && this.#cell.running() < MAX_RUNNING) {
-      const { connection, id, bundle, execution, input, length, arrived } = this.#waiting.shift();
+      const { connection, id, bundle, execution, timeoutMs, input, length, arrived } = this.#waiting.shift();
       this.#waitingBytes -= length;
-      this.#cell.begin(id, bundle, execution, input, connection, arrived);
+      this.#cell.start(id, bundle, execution, timeoutMs, input, connection, arrived);
     }
   }
 }

@@ -1,9 +1,13 @@
 // One isolate with one function in it, and the calls that run in it.
 //
 // Code runs in entries: the start of a call, a delivered answer, a timer. Entries of an isolate run one after the
-// other, so the CPU time between start and end of an entry is counted to the call on whose behalf it was made. A
+// other, and the CPU time of an entry is counted to the call on whose behalf it was made (see clock.mjs). A
 // function whose entries are quick is entered on the main thread (about 5 µs); any other on a thread of isolated-vm's
 // pool (about 100 µs), where it does not keep the tenant's other functions from running.
+//
+// On another thread the watchdog ends a call at its CPU limit, looking every 10 ms. On the main thread nobody watches but
+// isolated-vm, by wall time. An entry that it ends before its CPU time is used up was cut short by a busy machine:
+// its call is begun again, in a fresh isolate and on another thread, unless it has asked for something by then.
 //
 // With isolation "version" all calls share one realm. With "call" each has a fresh one, the next of which is made
 // while nothing else runs; what the last one left behind ends with its realm.
@@ -17,6 +21,11 @@ const QUICK_NS = 2e6;
 const PROBATION = 10;
 // For entries that run no code of the author.
 const OWN_MS = 50;
+// What an entry on the main thread may take beyond the CPU time that its call has left. With GRAIN_MS, twice OWN_MS
+// and a turn of the enclave's watch it stays below the 0.5 s that callers are promised.
+const MAIN_SLACK_MS = 200;
+// While entries run on other threads their watchdog must get its turns.
+const BESIDE_MS = 300;
 const HEAP_SAMPLE_MS = 10;
 const GRAIN_MS = 50;
 const GAP_WEIGHT = 0.2;
@@ -31,6 +40,8 @@ const WATERMARK = 0.75, MAX_CALLS = 100_000, YOUNG_CALLS = 20;
 // isolated-vm's own texts.
 const TIMED_OUT = 'Script execution timed out.';
 const OUT_OF_MEMORY = 'Isolate was disposed during execution due to memory limit';
+// Not a limit: an entry had to leave the main thread with CPU time left.
+const CUT_SHORT = 'cut_short';
 
 export class FunctionIsolate {
   calls = new Map();
@@ -45,6 +56,8 @@ export class FunctionIsolate {
   heapBytes = 0;
   // Of the load: isolate, context, prepare, compile, evaluate.
   phasesMs = [0, 0, 0, 0, 0];
+  // From the beginning of its first call to the end of that call's first entry.
+  firstMs = 0;
   codeRejected = false;
   // Of `open`.
   opening = null;
@@ -61,25 +74,23 @@ export class FunctionIsolate {
   #waiting = [];
   // What has to wait until nobody is inside: functions.
   #queue = [];
-  // The call whose entry runs on another thread, and the isolate's CPU time when it began.
+  // The call whose entry runs on another thread, and that entry's CPU time.
   #entered = null;
-  #mark = 0;
-  #cpuSeen = 0;
+  #spent = null;
   // Another thread is inside, for us.
   #producing = false;
   #makingRealm = false;
-  // The main thread is open to it from 0 on.
-  #credit = -1;
   #heapSampled = 0;
   #firstBegun = 0;
   // The limit by which the watchdog ended it.
   #ended = null;
 
-  // bundle: { number, file, source, text, code, exercised, quick, secrets, limits, isolation }, of which `text` (the
-  // script), `code` (its code cache), `exercised` and `quick` (its top level) are filled in. blank: a Blank with the
-  // bundle's memory limit. runner: blackbox, keepsCode, newCall(limits), finish(call, error, output, logs),
-  // ask(call, seq, kind, text, form, body), timer(call, seq, ms), clearTimer(call, seq), flush(call), watch(),
-  // closed(isolate), replace(isolate, bundle), produced(bundle), first(bundle, ms).
+  // bundle: { number, file, source, text, code, exercised, quick, credit, secrets, limits, isolation }, of which `text`
+  // (the script), `code` (its code cache), `exercised`, `quick` (its top level) and `credit` (the main thread is open
+  // to it from 0 on) are filled in. blank: a Blank with the bundle's memory limit. runner: blackbox, clock, keepsCode,
+  // newCall(limits), finish(call, error, output, logs), again(call), ask(call, seq, kind, text, form, body),
+  // timer(call, seq, ms), clearTimer(call, seq), flush(call), watch(), closed(isolate), replace(isolate, bundle),
+  // produced(bundle), first(bundle, ms).
   constructor(bundle, runner, blank) {
     this.#bundle = bundle;
     this.#runner = runner;
@@ -100,7 +111,7 @@ export class FunctionIsolate {
       return false;
     }
     this.#loaded = true;
-    for (const waiting of this.#waiting.splice(0)) if (!waiting.over) this.#run(waiting);
+    for (const waiting of this.#waiting.splice(0)) if (this.#has(waiting)) this.#run(waiting);
     if (this.retired) this.retire();
     return true;
   }
@@ -113,7 +124,7 @@ export class FunctionIsolate {
       return null;
     } catch (error) {
       if (error instanceof InvalidFunction) return error;
-      return new InvalidFunction('invalid_function', `its top level fails: ${limitError(this.#codeOf(call, error), this.#bundle)[1]}`);
+      return new InvalidFunction('invalid_function', `its top level fails: ${limitError(this.#codeOf(call, error), call, this.#bundle)[1]}`);
     } finally {
       this.dispose();
     }
@@ -151,22 +162,32 @@ export class FunctionIsolate {
   }
 
   enter(call, entry, values) {
-    if (this.#busy) this.#queue.push(() => !call.over && this.enter(call, entry, values));
+    if (this.#busy) this.#queue.push(() => this.#has(call) && this.enter(call, entry, values));
     else if (call.cpuNs > call.cpuLimitNs) this.#fail('cpu_limit', call);
-    else if (this.#credit >= 0) this.#enterHere(call, entry, values);
+    else if (this.#mayEnterHere(call)) this.#enterHere(call, entry, values);
     else this.#enterOnThread(call, entry, values);
+  }
+
+  // What cannot be begun again must not keep the watchdog from those that run on other threads.
+  #mayEnterHere(call) {
+    return this.#bundle.credit >= 0 && !call.offMain && !(call.asked && this.#runner.blackbox.threads > 0);
+  }
+
+  // Whether a call is still one of its own: it may be over, or begun again elsewhere.
+  #has(call) {
+    return !call.over && call.isolate === this;
   }
 
   // Ends what has passed its limits; called every 10 ms while something runs. `now` as of performance.now().
   watch(now) {
     const entered = this.#entered;
     if (entered !== null && this.#ended === null) {
-      if (entered.cpuNs + this.#cpuTime() - this.#mark > entered.cpuLimitNs) this.#end('cpu_limit');
+      if (entered.cpuNs + this.#spent.ns > entered.cpuLimitNs) this.#end('cpu_limit');
       else if (now > entered.deadline) this.#end('timeout');
     }
     for (const call of this.calls.values()) {
       if (now <= call.deadline || call === entered) continue;
-      this.#over(call, limitError('timeout', this.#bundle), '', this.#forget(call));
+      this.#over(call, limitError('timeout', call, this.#bundle), '', this.#forget(call));
       this.retire();
     }
   }
@@ -231,15 +252,15 @@ export class FunctionIsolate {
   async #fill(realm, call) {
     const { file, secrets } = this.#bundle;
     realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
-    if (this.#bundle.quick) {
-      const { blackbox } = this.#runner;
-      const before = this.#cpuTime();
+    if (this.#bundle.quick && !call.offMain) {
+      const { blackbox, clock } = this.#runner;
+      const before = clock.mainNs();
       blackbox.enterMain(this.#bundle.number, call.id);
       try {
-        realm.evaluateHere(this.#script, this.#entryMs(call));
+        realm.evaluateHere(this.#script, this.#entryMsHere(call));
       } finally {
         blackbox.leaveMain();
-        this.#toppedIn(call, this.#cpuTime() - before);
+        this.#toppedIn(call, clock.mainNs() - before);
       }
     } else {
       const slot = this.#begin(call);
@@ -284,11 +305,11 @@ export class FunctionIsolate {
       return;
     }
     if (failure !== null) realm?.release();
-    const waiting = this.#waiting.filter(({ over }) => !over);
+    const waiting = this.#waiting.filter((call) => this.#has(call));
     this.#waiting = [];
     if (failure === null) this.#realm = realm;
     else if (waiting.length > 0) this.#over(waiting.shift(), ['invalid_function', failure.message, failure.stack, false], '', '');
-    for (const call of waiting) this.#run(call);
+    for (const call of waiting) if (this.#has(call)) this.#run(call);
     this.#next();
     if (this.retired) this.retire();
   }
@@ -308,23 +329,25 @@ export class FunctionIsolate {
   }
 
   #enterHere(call, entry, values) {
-    const { blackbox } = this.#runner;
+    const { blackbox, clock } = this.#runner;
+    call.begun = true;
     blackbox.enterMain(this.#bundle.number, call.id);
-    const before = this.#cpuTime();
+    const before = clock.mainNs();
     let failure = null;
     try {
-      call.realm[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMs(call) });
+      call.realm[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMsHere(call) });
     } catch (error) {
       failure = error;
     }
     blackbox.leaveMain();
-    const cpuNs = this.#cpuTime() - before;
+    const cpuNs = clock.mainNs() - before;
     this.#after(call, cpuNs, failure);
     // Answers of quick calls that came in the same turn should not wait for slow ones.
     if (cpuNs > QUICK_NS / 4) this.#runner.flush(call);
   }
 
   #enterOnThread(call, entry, values) {
+    call.begun = true;
     const slot = this.#begin(call);
     const settle = (failure) => {
       this.#after(call, this.#leave(slot), failure);
@@ -337,7 +360,7 @@ export class FunctionIsolate {
 
   #begin(call) {
     this.#entered = call;
-    this.#mark = this.#cpuTime();
+    this.#spent = this.#runner.clock.begin();
     return this.#runner.blackbox.enterThread(this.#bundle.number);
   }
 
@@ -345,16 +368,17 @@ export class FunctionIsolate {
   #leave(slot) {
     this.#runner.blackbox.leaveThread(slot);
     this.#entered = null;
-    return this.#cpuTime() - this.#mark;
+    return this.#runner.clock.end(this.#spent);
   }
 
   #after(call, cpuNs, failure) {
     call.cpuNs += cpuNs;
     if (this.#firstBegun > 0) {
-      this.#runner.first(this.#bundle, performance.now() - this.#firstBegun);
+      this.firstMs = performance.now() - this.#firstBegun;
+      this.#runner.first(this.#bundle, this.firstMs);
       this.#firstBegun = -1;
     }
-    this.#credit = cpuNs < QUICK_NS ? Math.min(this.#credit + 1, 0) : -PROBATION;
+    this.#bundle.credit = cpuNs < QUICK_NS ? Math.min(this.#bundle.credit + 1, 0) : -PROBATION;
     if (failure !== null) {
       this.#broken(call, failure);
       return;
@@ -391,18 +415,30 @@ export class FunctionIsolate {
     if (failure?.message === OUT_OF_MEMORY) return 'memory_limit';
     if (this.#ended !== null) return this.#ended;
     if (call.cpuNs < call.cpuLimitNs && performance.now() >= call.deadline) return 'timeout';
-    return failure?.message === TIMED_OUT ? 'cpu_limit' : 'cell_crashed';
+    if (failure?.message !== TIMED_OUT) return 'cell_crashed';
+    return call.cpuNs < call.cpuLimitNs ? CUT_SHORT : 'cpu_limit';
   }
 
-  // Ends the isolate and all calls in it: `culprit` by `code`; memory is shared, so of it all are guilty.
+  // Ends the isolate and all calls in it: `culprit` by `code`; memory is shared, so of it all that ran are guilty.
+  // Those that cannot have had an effect are begun again where they are not to blame.
   #fail(code, culprit) {
     this.retired = true;
     this.dispose();
+    // A limit that ends the load, before any call has run, would end the next load, too.
+    const mayBeginAgain = code === CUT_SHORT || this.#firstBegun !== 0;
+    const again = [];
     for (const call of [...this.calls.values()]) {
-      const guilty = call === culprit || code === 'memory_limit';
-      this.#over(call, limitError(guilty ? code : 'cell_crashed', this.#bundle), '', call.streamed.join());
+      const innocent = call === culprit ? code === CUT_SHORT && !call.asked : !call.begun;
+      if (mayBeginAgain && innocent) {
+        this.calls.delete(call.id);
+        again.push(call);
+      } else {
+        const guilty = call === culprit || code === 'memory_limit';
+        this.#over(call, limitError(guilty ? code : 'cell_crashed', call, this.#bundle), '', call.streamed.join());
+      }
     }
     this.retire();
+    for (const call of again) this.#runner.again(call, call === culprit);
   }
 
   #end(code) {
@@ -444,12 +480,14 @@ export class FunctionIsolate {
       } else if (kind === 'C') {
         const middle = at + Number(third), end = middle + Number(bodyLength);
         if (call !== undefined) {
+          call.asked = true;
           this.#runner.ask(call, Number(first), Number(second), text.slice(at, middle), form, text.slice(middle, end));
         }
         at = end;
       } else if (kind === 'S') {
         this.#reseed(realm);
       } else if (call !== undefined) {
+        call.asked = true;
         if (kind === 'T') this.#runner.timer(call, Number(first), Number(second));
         else this.#runner.clearTimer(call, Number(first));
       }
@@ -538,34 +576,32 @@ export class FunctionIsolate {
     for (const call of this.calls.values()) call.peakHeapBytes = Math.max(call.peakHeapBytes, this.heapBytes);
   }
 
-  // In ns; of an isolate that is gone, as last seen.
-  #cpuTime() {
-    try {
-      this.#cpuSeen = Number(this.#isolate.cpuTime);
-    } catch {
-      // out of memory can dispose it at any time
-    }
-    return this.#cpuSeen;
+  // On another thread the watchdog counts CPU time, so isolated-vm, which counts wall time, keeps the deadline only.
+  #entryMs(call) {
+    const now = performance.now();
+    return grained(now, call.deadline - now);
   }
 
-  // isolated-vm counts wall time: twice the CPU time leaves room for a busy machine, the watchdog is exact.
-  #entryMs(call) {
-    const cpuMs = (call.cpuLimitNs - call.cpuNs) / 1e6;
+  #entryMsHere(call) {
     const now = performance.now();
-    const ms = Math.min(call.deadline - now, 2 * cpuMs + 100);
-    // isolated-vm wakes a thread at the end of each timeout, also of those that were not needed. When they end at
-    // the same moments it wakes a few hundred times a second instead of ten thousand times.
-    return Math.max(1, Math.ceil(Math.ceil((now + ms) / GRAIN_MS) * GRAIN_MS - now));
+    const ms = Math.min(call.deadline - now, (call.cpuLimitNs - call.cpuNs) / 1e6 + MAIN_SLACK_MS);
+    return grained(now, this.#runner.blackbox.threads > 0 ? Math.min(ms, BESIDE_MS) : ms);
   }
 }
 
+// isolated-vm wakes a thread at the end of each timeout, also of those that were not needed. When they end at the same
+// moments it wakes a few hundred times a second instead of ten thousand times.
+function grained(now, ms) {
+  return Math.max(1, Math.ceil(Math.ceil((now + ms) / GRAIN_MS) * GRAIN_MS - now));
+}
+
 // [code, message, stack, retryable] of a call that ended at a limit.
-function limitError(code, { limits }) {
-  const messages = {
-    timeout: `the call took longer than ${limits.timeout_ms} ms`,
-    cpu_limit: `the call used more than ${limits.cpu_ms} ms of CPU time`,
-    memory_limit: `the function used more than ${limits.memory_mb} MB of memory`,
-    cell_crashed: 'the function was ended because another call of it passed a limit',
-  };
-  return messages[code] ? [code, messages[code], '', code === 'cell_crashed'] : limitError('cell_crashed', { limits });
+function limitError(code, { timeoutMs }, { limits }) {
+  switch (code) {
+    case 'timeout': return [code, `the call took longer than ${timeoutMs} ms`, '', false];
+    case 'cpu_limit': return [code, `the call used more than ${limits.cpu_ms} ms of CPU time`, '', false];
+    case 'memory_limit': return [code, `the function used more than ${limits.memory_mb} MB of memory`, '', false];
+    case CUT_SHORT: return ['cell_crashed', 'the machine was too busy for the call to go on', '', true];
+    default: return ['cell_crashed', 'the function was ended because another call of it passed a limit', '', true];
+  }
 }
