@@ -28,6 +28,7 @@ lock: ## write requirements.lock anew; ARGS=--upgrade takes the newest versions
 
 bench-functions: setup ## measure functions: against workerd, cold starts, many tenants, canaries; needs wrk
 	@.venv/bin/python -m perf.functions --write docs/performance/functions.md
+	@.venv/bin/python -m perf.switches --write docs/performance/switches.md
 	@.venv/bin/python -m perf.cold --write docs/performance/cold.md
 	@.venv/bin/python -m perf.crowd --write docs/performance/crowd.md
 	@.venv/bin/python -m perf.canaries

@@ -1,8 +1,8 @@
 """Warm invocations over HTTP: the whole service against workerd and against bare Node + isolated-vm.
 
 All three serve the same function in one interleaved run on this machine. The service checks the API key, passes
-two processes and records each execution in PostgreSQL; the other two do neither. Needs `wrk` (Debian: apt install
-wrk) and the npm packages of perf/peers, which it installs:
+the API's and the cell's process and records each execution in PostgreSQL; the other two do neither. Needs `wrk`
+(Debian: apt install wrk) and the npm packages of perf/peers, which it installs:
 
     python -m perf.functions --rounds 10 --write docs/performance/functions.md
 """
@@ -82,10 +82,10 @@ def _ms(text: str, percentile: str) -> float:
 
 
 @asynccontextmanager
-async def service() -> AsyncIterator[tuple[str, str]]:
-    """The whole system in a folder of its own; URL of the function and API key."""
+async def service(**settings: str) -> AsyncIterator[tuple[str, str]]:
+    """The whole system in a folder of its own; URL of the function and API key. ``settings`` as of `System`."""
     with tempfile.TemporaryDirectory() as folder:
-        system = System(Path(folder) / "system")
+        system = System(Path(folder) / "system", **settings)
         try:
             await system.start()
             source = (HERE / "bare" / "hello.js").read_text()
@@ -179,7 +179,7 @@ async def run(rounds: int, seconds: int) -> str:
         " interleaved rounds with its 95 % bootstrap interval. Aims: at 100 connections at least 1.25 times"
         " workerd's requests per second, at 1 connection at most 1.2 times its p50.",
         "",
-        "Service: HTTP, API key, enclave process, the tenant's cell, execution record in PostgreSQL. workerd and"
+        "Service: HTTP, API key, the tenant's cell, execution record in PostgreSQL. workerd and"
         " bare (Node's `http` and isolated-vm's `applySync` in one process): the function alone, no key, no"
         " record.",
         "",

@@ -30,6 +30,8 @@ _EFFECTS: Final = frozenset({"neo.send", "functions.invoke"})
 POLL_S: Final = 0.0001
 #: After so many vain polls in a row, each of which doubles it, a thousand calls are not polled for.
 MAX_VAIN: Final = 10
+#: After calls that were not alone so many are not polled for, as others are likely to come just now.
+CROWD: Final = 16
 READ_BYTES: Final = 65_536
 _encode_json: Final = msgspec.json.Encoder().encode
 
@@ -97,7 +99,11 @@ class CellConnection(Connection):
 
     def invoke(self, body: bytes, call: Call, timeout_s: float) -> None:
         super().invoke(body, call, timeout_s)
-        if self._enclave.busy_poll and len(self._calls) == 1:
+        if not self._enclave.busy_poll:
+            return
+        if len(self._calls) > 1:
+            self._unpolled = max(self._unpolled, CROWD)
+        elif len(self._calls) == 1:
             if self._unpolled:
                 self._unpolled -= 1
             else:
