@@ -66,8 +66,8 @@ const NO_TIMERS = new Map();
 // All isolates, of bundles, retired and being checked.
 const isolates = new Set();
 const frames = new Frames(Number(process.argv[2]), receive);
-const blackbox = new BlackBox(Number(process.argv[3]));
 const clock = new CpuClock();
+const blackbox = new BlackBox(Number(process.argv[3]), () => clock.turned());
 let watching = null;
 let warmsUp = false;
 let bootstrapCode = null;
