@@ -88,6 +88,16 @@ async def answer(name: str, argument: Any) -> Any:
     return {"asked": name}
 
 
+def was_cut_short(result: Result, program: Program) -> bool:
+    """By a busy machine, with CPU time left, after it had asked for something: that cannot be begun again."""
+    return (
+        result.error is not None
+        and result.error.code == "cell_crashed"
+        and "too busy" in result.error.message
+        and result.cpu_us < program.limits["cpu_ms"] * 1000
+    )
+
+
 async def end_of(host: Host, neighbour: Neighbour, bundle: str, program: Program) -> Result:
     """Call it; see that it ends in time, as said, and that neither it nor anybody else shows what it must not."""
     limit_s = program.limits["timeout_ms"] / 1000
@@ -95,7 +105,8 @@ async def end_of(host: Host, neighbour: Neighbour, bundle: str, program: Program
     result = await asyncio.wait_for(host.invoke(bundle, 1, host=answer), limit_s + 10)
     took_s = time.monotonic() - begun
     code = result.error.code if result.error else "ok"
-    assert code in program.ends.split("|"), (code, result.error or result.output[:200])
+    if not was_cut_short(result, program):
+        assert code in program.ends.split("|"), (code, result.error or result.output[:200])
     assert code == "ok" or code in CODES
     assert took_s < limit_s + SLACK_S
     # No wall time is demanded of a limit of CPU time: others may use the processors, too.

@@ -56,9 +56,15 @@ async def test_a_program_that_runs_on_ends_at_its_cpu_limit(host: Host, body: st
         begun = time.monotonic()
         result = await host.invoke(bundle, 1, host=answer)
         assert result.error is not None
-        assert result.error.code == "cpu_limit"
-        assert time.monotonic() - begun < 1.5
-        assert result.cpu_us >= 190_000
+        if ("ctx.neo" in body or "setTimeout" in body) and result.error.code == "cell_crashed":
+            # A busy machine: what has asked for something is not begun again when it must leave the main thread.
+            assert "too busy" in result.error.message
+            assert result.cpu_us < 200_000
+        else:
+            assert result.error.code == "cpu_limit"
+            assert result.cpu_us >= 190_000
+        # But for the time in which others had the processors.
+        assert time.monotonic() - begun < 0.7 + (result.wall_us - result.cpu_us) / 1e6
         assert logs(result)[0] == "begun"
     assert output(await host.invoke(bundle)) == "ready"
 

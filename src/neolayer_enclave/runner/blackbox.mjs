@@ -11,14 +11,17 @@ const SLOTS = 12;
 
 export class BlackBox {
   #fd;
+  #turned;
   #bytes = Buffer.alloc(BYTES);
   #inside = false;
   #leaving = false;
   // Entries that run on other threads.
   threads = 0;
 
-  constructor(fd) {
+  // turned(): told when a turn in which the main thread was entered is over.
+  constructor(fd, turned) {
     this.#fd = fd;
+    this.#turned = turned;
     this.enterMain(0, 0);
   }
 
@@ -37,6 +40,7 @@ export class BlackBox {
     this.#leaving = true;
     setImmediate(() => {
       this.#leaving = false;
+      this.#turned();
       if (this.#inside) return;
       this.#bytes.fill(0, 8, MAIN_BYTES);
       writeSync(this.#fd, this.#bytes, 0, MAIN_BYTES, 0);

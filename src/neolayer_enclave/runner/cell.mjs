@@ -74,8 +74,8 @@ const NO_TIMERS = new Map();
 const isolates = new Set();
 // When the enclave is gone, or ends this cell, so does it.
 const frames = new Frames({ fd: Number(process.argv[2]) }, receive, () => process.exit(0));
-const blackbox = new BlackBox(Number(process.argv[3]));
 const clock = new CpuClock();
+const blackbox = new BlackBox(Number(process.argv[3]), () => clock.turned());
 let watching = null;
 let warmsUp = false;
 let bootstrapCode = null;

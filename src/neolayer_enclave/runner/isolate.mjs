@@ -254,13 +254,13 @@ export class FunctionIsolate {
     realm.open((id, line) => this.calls.get(id)?.streamed.push(line), file, secrets);
     if (this.#bundle.quick && !call.offMain) {
       const { blackbox, clock } = this.#runner;
-      const before = clock.mainNs();
+      clock.enterMain();
       blackbox.enterMain(this.#bundle.number, call.id);
       try {
         realm.evaluateHere(this.#script, this.#entryMsHere(call));
       } finally {
         blackbox.leaveMain();
-        this.#toppedIn(call, clock.mainNs() - before);
+        this.#toppedIn(call, clock.leaveMain());
       }
     } else {
       const slot = this.#begin(call);
@@ -332,15 +332,15 @@ export class FunctionIsolate {
     const { blackbox, clock } = this.#runner;
     call.begun = true;
     blackbox.enterMain(this.#bundle.number, call.id);
-    const before = clock.mainNs();
+    clock.enterMain();
     let failure = null;
     try {
       call.realm[entry].applySync(undefined, [false, ...values], { timeout: this.#entryMsHere(call) });
     } catch (error) {
       failure = error;
     }
+    const cpuNs = clock.leaveMain();
     blackbox.leaveMain();
-    const cpuNs = clock.mainNs() - before;
     this.#after(call, cpuNs, failure);
     // Answers of quick calls that came in the same turn should not wait for slow ones.
     if (cpuNs > QUICK_NS / 4) this.#runner.flush(call);
