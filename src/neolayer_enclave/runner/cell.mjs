@@ -193,7 +193,6 @@ const direct = new DirectCalls(frames, {
   bundle: (handle) => handles.get(handle),
   isolates: () => isolates.size,
   running: () => calls.size,
-  taken: (id) => calls.has(id),
   begin,
   cancel,
   watch: runner.watch,
@@ -236,7 +235,6 @@ function begin(id, bundle, execution, input, host, arrived) {
   call.input = input;
   call.host = host;
   call.arrived = arrived;
-  host?.began(call);
   let isolate = bundle.isolate;
   call.cold = isolate === null || isolate.retired;
   if (call.cold) isolate = bundle.isolate = newIsolate(bundle);
