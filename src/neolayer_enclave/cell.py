@@ -357,7 +357,9 @@ class Cell(FramePeer):
             return told
         if self._over.is_set() and not self._crashed:
             return None
-        return self._error_of(id, number, repeatable=True)
+        error = self._error_of(id, number, repeatable=True)
+        # The enclave was not told of it, so that nothing came of it, and another one's limit ended the cell.
+        return None if self._culprit and error.code == "cell_crashed" else error
 
     def _began(self, id: int, body: bytes) -> None:
         """A direct call asks for something, or does not end at once."""
