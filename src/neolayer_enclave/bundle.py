@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import msgspec
@@ -56,6 +56,10 @@ class Bundle:
         )
         head = len(head).to_bytes(4, "little") + head
         return cls(tenant, name, digest, handle, head, source.encode(), limits, patterns)
+
+    def name_only(self) -> "Bundle":
+        """Without its source and secrets."""
+        return replace(self, head=b"", source=b"")
 
     @property
     def size(self) -> int:

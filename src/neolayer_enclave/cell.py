@@ -41,7 +41,7 @@ OPTIONS, WARM, SHRINK = range(32, 35)
 CODE, LOADED, FIRST, WARMED, UP = range(48, 53)
 #: Of calls that the host sends to the cell directly.
 LEAVE = 36
-BUSY, USED, BEGAN, ENDED = range(64, 68)
+BUSY, USED, BEGAN, ENDED, CLOSED = range(64, 69)
 #: Of a RESULT, where the count of the cell's isolates is; the rest of it is `protocol.RESULT_HEAD` without the
 #: queue's time, which the cell does not know.
 ISOLATES: Final = struct.Struct("<3xH")
@@ -77,6 +77,10 @@ MAX_BODY_BYTES: Final = MAX_FRAME_BYTES - 65_536
 CHECK_LIMITS: Final = Limits(timeout_ms=5_000, cpu_ms=1_000, memory_mb=128)
 #: Longer than any call of an unloaded bundle goes on.
 UNLOADED_S: Final = 40.0
+#: Direct connections of a cell at a time: one for each process of the host. A cell may have 64 descriptors.
+MAX_CONNECTIONS: Final = 24
+#: That a cell ended is known here so much later than at the other ends of its connections, at most.
+LOST_S: Final = 1.0
 #: For a new process to come up on a busy machine.
 STARTING_S: Final = 10.0
 
@@ -161,6 +165,8 @@ class Cell(FramePeer):
         #: `time.monotonic` of the last time it was asked for, and of when it got its process.
         self.used = time.monotonic()
         self.bound = 0.0
+        #: And of when it was told to take no further calls.
+        self.left = 0.0
         self.runs: dict[int, Run] = {}
         #: Calls that wait for their turn.
         self.waiting: deque[Run] = deque()
@@ -174,8 +180,9 @@ class Cell(FramePeer):
         #: Calls that came directly are running, or were a moment ago.
         self._busy = False
         self._heard = 0.0
-        #: Direct connections it was given, ever.
-        self._connections = 0
+        #: Numbers of its direct connections, and the last one given.
+        self._connections: set[int] = set()
+        self._connection = 0
         #: Why direct calls failed that it had told of; kept for `fate`.
         self._told: dict[int, ErrorInfo] = {}
         self._checks: dict[int, asyncio.Future[CheckReply | None]] = {}
@@ -200,7 +207,7 @@ class Cell(FramePeer):
         self._reason: str | None = None
         self._culprit: Culprit | None = None
         self._crashed = False
-        self._over = False
+        self._over = asyncio.Event()
 
     @property
     def idle(self) -> bool:
@@ -325,56 +332,73 @@ class Cell(FramePeer):
         """Give the cell a connection of the host; returns the least id of the calls that may come on it.
 
         Raises:
-            NotUp: there is no process, or not yet, or no longer.
+            NotUp: there is no process, or not yet, or no longer; or it has as many connections as it may.
         """
-        if self._over or self.process is None or not self.process.up:
+        if self._over.is_set() or self.process is None or not self.process.up:
             raise NotUp
-        self._connections += 1
-        first = DIRECT_BIT | self._connections % DIRECT_CONNECTIONS * DIRECT_IDS
+        if len(self._connections) >= MAX_CONNECTIONS:
+            raise NotUp
+        number = (self._connection + 1) % DIRECT_CONNECTIONS
+        while number in self._connections:
+            number = (number + 1) % DIRECT_CONNECTIONS
+        first = DIRECT_BIT | number * DIRECT_IDS
         try:
             self.process.hand_over(descriptor, first)
         except OSError as error:
             raise NotUp from error
+        self._connection = number
+        self._connections.add(number)
         return first
 
     def leave(self) -> None:
         """Have it refuse further calls that come directly."""
+        self.left = time.monotonic()
         self._tell(LEAVE, 0)
 
     async def fate(self, calls: list[tuple[int, bytes]]) -> list[ErrorInfo | None]:
-        """What became of direct calls after the cell's end; see `protocol.Fate`."""
-        # The connection is gone before the process is.
+        """What became of direct calls after the cell's end; see `protocol.Fate`.
+
+        If it lives on, they were cancelled with their connection, whoever closed that.
+        """
         with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOST_S):
+                await self._over.wait()
+            # The connection is gone before the process is.
             async with asyncio.timeout(STARTING_S):
                 await self.ended.wait()
         numbers = {bundle.handle: number for number, bundle in self._loaded.items()}
         return [self._fate(id, numbers.get(handle, 0)) for id, handle in calls]
 
     def _fate(self, id: int, number: int) -> ErrorInfo | None:
-        if told := self._told.get(id):
+        # Without a number it is another tenant's, or its bundle was unloaded long ago.
+        if number and (told := self._told.get(id)):
             return told
-        if not self._crashed:
+        if self._over.is_set() and not self._crashed:
             return None
         bundle = self._loaded.get(number)
         if bundle and self._is_guilty(id, number):
             assert self._culprit
             return limit_error(bundle.limits, bundle.limits.timeout_ms, self._culprit.code)
-        return CRASHED
+        # The enclave was not told of it, so that nothing came of it, and another one's limit ended the cell.
+        return None if self._culprit else CRASHED
 
     def _began(self, id: int, body: bytes) -> None:
         """A direct call asks for something, or does not end at once."""
         number, age_ms, left_ms = BEGAN_BODY.unpack(body)
         if id in self.runs or not id & DIRECT_BIT or len(self.runs) > 2 * (MAX_RUNNING + MAX_NESTED):
             raise ValueError("a cell tells of a call that cannot be")
-        started = time.monotonic() - age_ms / 1000
+        now = time.monotonic()
         # A bundle may have been unloaded since.
         if bundle := self._loaded.get(number):
-            content = bytes(TIMEOUT_AT) + U32.pack(age_ms + left_ms)
-            deadline = started + (age_ms + left_ms) / 1000
-            self.runs[id] = Run(None, id, bundle, content, self, started, id, started, deadline)
+            started = now - age_ms / 1000
+            left_ms = min(left_ms, bundle.limits.timeout_ms)
+            content = bytes(TIMEOUT_AT) + U32.pack(min(age_ms + left_ms, bundle.limits.timeout_ms))
+            self.runs[id] = Run(None, id, bundle, content, self, started, id, started, now + left_ms / 1000)
 
     def _used(self, isolates: int, body: bytes) -> None:
         self.isolates = isolates
+        if len(body) > USED_PART.size * self._bundles:
+            raise ValueError("a cell uses more bundles than it has")
         for number, calls in USED_PART.iter_unpack(body):
             if bundle := self._loaded.get(number):
                 self._loading.called(bundle, calls)
@@ -416,7 +440,7 @@ class Cell(FramePeer):
             run = self.waiting.popleft()
             message = f"{MAX_RUNNING} calls of this tenant are running, none ended within {WAIT_S:g} s"
             refuse(run, Failure("too_many_calls", message, retryable=True))
-        if self.process is None or self._over:
+        if self.process is None or self._over.is_set():
             return
         now = time.monotonic()
         box = self.process.black_box()
@@ -432,7 +456,7 @@ class Cell(FramePeer):
         elif self._busy and now > self._heard + SILENT_S:
             self.kill("it says nothing")
             return
-        if self._over:
+        if self._over.is_set():
             return
         bundles = {run.bundle for run in self.runs.values()}
         bundles.update(self._loaded[each] for each in (box.bundle, *box.others) if each in self._loaded)
@@ -509,6 +533,8 @@ class Cell(FramePeer):
         elif kind == BUSY:
             self._busy = id != 0
             self._touch()
+        elif kind == CLOSED:
+            self._connections.discard(id)
         elif kind == CHECKED:
             answer = self._checks.get(id)
             if answer and not answer.done():
@@ -588,9 +614,9 @@ class Cell(FramePeer):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=process.socket)
 
     def _stop(self, *, crashed: bool) -> None:
-        if self._over:
+        if self._over.is_set():
             return
-        self._over = True
+        self._over.set()
         self._crashed = crashed
         self._unsent = []
         self.burial = asyncio.get_running_loop().create_task(self._bury())
@@ -615,6 +641,8 @@ class Cell(FramePeer):
         self._services.close()
         self._fail_all()
         self.isolates = 0
+        # It is kept for a while for those who ask, its functions need not be.
+        self._loaded = {number: bundle.name_only() for number, bundle in self._loaded.items()}
         self.ended.set()
 
     def _fail_all(self) -> None:

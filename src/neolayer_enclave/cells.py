@@ -34,6 +34,8 @@ MAX_WAITING: Final = 256
 TENURE_S: Final = 1.0
 #: Processes that start at a time: each takes a processor for a while, so more at once only makes all of them late.
 STARTS: Final = max(2, os.cpu_count() or 1)
+#: No call goes on for so long, its wait for its turn included.
+LEAVE_S: Final = 40.0
 #: A spare is made this long after the last one was taken, out of the way of the call that took it.
 REFILL_AFTER_S: Final = 0.25
 SPARE_DIED_S: Final = 2.0
@@ -96,7 +98,8 @@ class Cells:
         self._crashes: dict[str, list[float]] = {}
         #: By number.
         self._buried: OrderedDict[int, Cell] = OrderedDict()
-        self._numbers = 0
+        #: The last one given to a cell; those of another process of the enclave are others.
+        self._numbers = int.from_bytes(os.urandom(4)) << 24
         #: Told of the bundles of calls that come to the cells directly.
         self.used: Callable[[Bundle], None] = lambda _: None
         self._taken = 0.0
@@ -356,8 +359,11 @@ class Cells:
         for cell in (*self._cells.values(), *self._leaving):
             if not cell.idle:
                 cell.watch()
-        for cell in [cell for cell in self._leaving if cell.idle]:
-            cell.end("its tenant had it for long and others wait")
+        for cell in list(self._leaving):
+            if cell.idle:
+                cell.end("its tenant had it for long and others wait")
+            elif now > cell.left + LEAVE_S:
+                cell.kill("it does not come to rest")
         self._starting = {process for process in self._starting if not process.up}
         full = self.count >= self._most
         for cell, since in list(self._waiting.items()):

@@ -1,6 +1,7 @@
 """Frames on a byte stream, towards the host and towards the cells; the layout is `protocol`'s."""
 
 import asyncio
+import logging
 from typing import Final, cast
 
 from neolayer_enclave.protocol import HEADER, HEADER_AFTER_LENGTH, MAX_FRAME_BYTES
@@ -9,6 +10,8 @@ _HEADER_BYTES: Final = HEADER.size
 _LENGTH_BYTES: Final = _HEADER_BYTES - HEADER_AFTER_LENGTH
 #: A peer that lets this much pile up does not read; it is cut off.
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
 
 
 class FramePeer(asyncio.Protocol):
@@ -59,6 +62,7 @@ class FramePeer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._partial = bytearray()
         self.lost()
 
     def data_received(self, data: bytes) -> None:
@@ -78,6 +82,11 @@ class FramePeer(asyncio.Protocol):
             try:
                 self.frame_received(kind, id, bytes(buffer[at + _HEADER_BYTES : stop]))
             except ValueError:
+                self.close()
+                return
+            except Exception:
+                # Of a cell: the body is not what its kind says.
+                _log.exception("a frame of kind %d makes no sense", kind)
                 self.close()
                 return
             at = stop

@@ -39,6 +39,8 @@ LAUNCH: Final = (
 #: Niceness of what starts behind others.
 BEHIND: Final = 15
 CAP_SYS_NICE: Final = 23
+#: Read of a cell's channel at a time, many confirmations of connections.
+CHANNEL_BYTES: Final = 65_536
 #: Above those that the launcher inherits.
 FIRST_FREE_FD: Final = 10
 
@@ -137,8 +139,7 @@ class CellProcess:
             OSError: it does not take any.
         """
         with contextlib.suppress(BlockingIOError):
-            while self._channel.recv(4096):
-                pass  # its confirmations
+            self._channel.recv(CHANNEL_BYTES)  # its confirmations; not all that one might ever say
         line = json.dumps({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": {"first": first}}) + "\n"
         socket.send_fds(self._channel, [line.encode()], [descriptor])
 

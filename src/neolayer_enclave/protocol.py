@@ -283,8 +283,8 @@ class Fate(Message, frozen=True, tag="fate"):
 
 
 class Fates(Message, frozen=True):
-    #: In the order of the request. Null: the cell was at rest when it was ended, so the call had not been begun,
-    #: or nothing but its own answer came of it.
+    #: In the order of the request. Null: the call had not been begun, or nothing but its own answer came of it,
+    #: because the cell was at rest when it was ended, or another call ended it before this one asked for anything.
     errors: "list[ErrorInfo | None]"
 
 

@@ -1,6 +1,7 @@
 """The enclave's side of the host's connections: every request of `protocol` and who answers it."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -296,7 +297,7 @@ class Connection(FramePeer):
     def _hand_over(self, id: int, request: protocol.Direct) -> None:
         """Give this connection away; what is left here of it is closed."""
         assert self.transport is not None
-        if self._runs or self._asked or self._tasks or self.partial:
+        if self._runs or self._asked or self._tasks or self.partial or self.transport.get_write_buffer_size():
             raise Refused("bad_request", "something is under way on this connection")
         bundle = self._enclave.bundle(request.handle)
         cell = self._enclave.cells.at_hand(bundle.tenant)
@@ -308,9 +309,10 @@ class Connection(FramePeer):
             first = cell.hand_over(descriptor)
             # Written here and now: what waits in the transport would come behind the cell's first words.
             answer = protocol.encode(protocol.Way(cell.number, first))
-            os.write(descriptor, protocol.frame(Kind.RESPONSE, id, answer))
+            with contextlib.suppress(OSError):
+                os.write(descriptor, protocol.frame(Kind.RESPONSE, id, answer))
         except NotUp:
-            raise Refused("no_cell", "the tenant's cell is not up", retryable=True) from None
+            raise Refused("no_cell", "the tenant's cell takes no connection", retryable=True) from None
         finally:
             os.close(descriptor)
         self.close()

@@ -21,6 +21,14 @@ async def host(enclave: Process) -> AsyncIterator[Host]:
     await connection.close()
 
 
+@pytest.fixture(params=["through the enclave", "directly"])
+async def either_host(request: pytest.FixtureRequest, enclave: Process) -> AsyncIterator[Host]:
+    """Both ways on which calls reach a cell."""
+    connection = await Host.connect(enclave, direct=request.param == "directly")
+    yield connection
+    await connection.close()
+
+
 @pytest.fixture
 async def own_enclave(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     """An enclave for this test alone, whose cells and counters nobody else touches; without spares."""

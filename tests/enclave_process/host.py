@@ -1,6 +1,7 @@
 """The host as these tests play it: raw frames on a real connection to a real enclave process."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -13,12 +14,16 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from neolayer.core.errors import ServiceError
+from neolayer.enclave import EnclaveClient, EnclaveRefused, OutcomeUnknown
 from neolayer_enclave import protocol
 from neolayer_enclave.protocol import HEADER, Failure, HostCall, Kind, Limits, Load, Result
 
 #: By name of a bundle; names are unique here.
 HANDLES: dict[str, bytes] = {}
 EXECUTION = UUID(int=1)
+
+CALM = "export default () => 'calm'"
 
 type HostFunction = Callable[[str, Any], Awaitable[Any]]
 
@@ -93,17 +98,23 @@ class Host:
     writer: asyncio.StreamWriter
     waiting: dict[int, tuple[asyncio.Future[bytes], HostFunction]] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    #: Makes the calls, past the enclave where it can; see `connect`.
+    client: EnclaveClient | None = None
     ids: Any = field(default_factory=lambda: itertools.count(1))
 
     @classmethod
-    async def connect(cls, process: Process) -> Self:
+    async def connect(cls, process: Process, *, direct: bool = False) -> Self:
+        """``direct``: calls of what was loaded here go straight to the cell, by the service's own client."""
         host = cls(*await asyncio.open_unix_connection(process.socket, limit=16 * 1024 * 1024))
+        host.client = EnclaveClient(process.socket) if direct else None
         host._run(host._read())
         return host
 
     async def close(self) -> None:
         for task in list(self.tasks):
             task.cancel()
+        if self.client:
+            await self.client.close()
         self.writer.close()
         await self.writer.wait_closed()
 
@@ -145,8 +156,10 @@ class Host:
         secrets: dict[str, str] | None = None,
         egress: list[str] | None = None,
         isolation: Literal["version", "call"] = "version",
+        ahead: bool = True,
         **limits: int,
     ) -> str:
+        """``ahead``: where calls are direct, make the isolate, so that the first one is, too."""
         bundle = bundle or f"bundle-{uuid4()}"
         sealed = [
             protocol.SealedSecret(key, 1, (await self.seal(tenant, key, 1, value.encode())))
@@ -154,6 +167,12 @@ class Host:
         ]
         request = Load(tenant, bundle, name, source, Limits(**limits), sealed, egress or [], isolation)
         HANDLES[bundle] = (await self.ask(request, protocol.Loaded)).handle
+        if self.client:
+            await self.client.load(request)
+            await opened(self.client, tenant)
+            if ahead:
+                with contextlib.suppress(EnclaveRefused):
+                    await self.client.warm(bundle)
         return bundle
 
     async def seal(self, tenant: str, name: str, version: int, plaintext: bytes) -> bytes:
@@ -170,6 +189,8 @@ class Host:
         host: HostFunction = nothing,
     ) -> Result:
         body = b"" if input is None else json.dumps(input).encode()
+        if self.client:
+            return await _by_client(self.client, bundle, body, host, execution, depth, timeout_ms)
         call = self.call(bundle, body, host, execution=execution, depth=depth, timeout_ms=timeout_ms)
         return protocol.decode_result(await call)
 
@@ -212,6 +233,46 @@ class Host:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+async def opened(client: EnclaveClient, tenant: str) -> None:
+    """Have calls of the tenant go straight to its cell."""
+    bundle = f"calm-{tenant}"
+    await client.load(Load(tenant, bundle, "calm", CALM, Limits(), [], []))
+    async with asyncio.timeout(20):
+        while not is_direct(client, tenant):
+            await _by_client(client, bundle, b"", nothing, EXECUTION, 0, 0)
+            await asyncio.sleep(0.01)
+
+
+def is_direct(client: EnclaveClient, tenant: str) -> bool:
+    way = client._ways.get(tenant)
+    return way is not None and way.cell is not None
+
+
+async def _by_client(
+    client: EnclaveClient,
+    bundle: str,
+    input: bytes,
+    host: HostFunction,
+    execution: UUID,
+    depth: int,
+    timeout_ms: int,
+) -> Result:
+    async def serve(name: str, argument: bytes) -> bytes:
+        try:
+            return json.dumps(await host(name, json.loads(argument))).encode()
+        except HostError as error:
+            refusal = ServiceError(str(error))
+            refusal.code = error.code
+            raise refusal from None
+
+    try:
+        return await client.invoke(bundle, execution, input, serve, timeout_ms=timeout_ms or 30_000, depth=depth)
+    except EnclaveRefused as error:
+        raise Refusal(Failure(error.code, error.detail, error.retryable)) from None
+    except OutcomeUnknown as error:
+        raise ConnectionResetError from error
 
 
 def rss_bytes(pid: int) -> int:

@@ -22,12 +22,13 @@ from tests.enclave_process.host import EXECUTION, Host, HostError, Refusal, logs
         "// export\nfunction main(input) { return input.a + 1 }",
     ],
 )
-async def test_a_function_is_the_default_export_or_main(host: Host, source: str) -> None:
-    await host.ask(Check("alice", source), Checked)
-    bundle = await host.load(source)
-    results = [await host.invoke(bundle, {"a": n}) for n in range(5)]
+async def test_a_function_is_the_default_export_or_main(either_host: Host, source: str) -> None:
+    await either_host.ask(Check("alice", source), Checked)
+    bundle = await either_host.load(source)
+    results = [await either_host.invoke(bundle, {"a": n}) for n in range(5)]
     assert [output(result) for result in results] == [1, 2, 3, 4, 5]
-    assert [result.cold for result in results] == [True, False, False, False, False]
+    # For a direct one the isolate was made ahead.
+    assert [result.cold for result in results] == [either_host.client is None, False, False, False, False]
     assert all(result.wall_us > 0 and result.heap_bytes > 0 for result in results)
 
 
@@ -41,25 +42,25 @@ async def test_a_function_is_the_default_export_or_main(host: Host, source: str)
         ("new Date(0)", '"1970-01-01T00:00:00.000Z"'),
     ],
 )
-async def test_the_output_is_json_text(host: Host, value: str, text: str) -> None:
-    result = await host.run(f"export default () => {value}")
+async def test_the_output_is_json_text(either_host: Host, value: str, text: str) -> None:
+    result = await either_host.run(f"export default () => {value}")
     assert result.output.decode() == text
 
 
-async def test_no_input_is_undefined_and_input_arrives_unchanged(host: Host) -> None:
-    bundle = await host.load("export default (input) => input === undefined ? 'none' : input")
-    assert output(await host.invoke(bundle)) == "none"
+async def test_no_input_is_undefined_and_input_arrives_unchanged(either_host: Host) -> None:
+    bundle = await either_host.load("export default (input) => input === undefined ? 'none' : input")
+    assert output(await either_host.invoke(bundle)) == "none"
     for value in (0, False, "", "ü€😀\u0000\n", {"__proto__": 1, "a": [None, 1.5, "x" * 300_000]}):
-        assert output(await host.invoke(bundle, value)) == value
+        assert output(await either_host.invoke(bundle, value)) == value
 
 
-async def test_input_that_is_not_json_fails_the_call(host: Host) -> None:
-    bundle = await host.load("export default () => 1")
-    result = protocol.decode_result(await host.call(bundle, b"{"))
+async def test_input_that_is_not_json_fails_the_call(either_host: Host) -> None:
+    bundle = await either_host.load("export default () => 1")
+    result = protocol.decode_result(await either_host.call(bundle, b"{"))
     assert result.error is not None
     assert result.error.code == "invalid_input"
     with pytest.raises(Refusal) as refusal:
-        await host.call(bundle, b'"' + b"x" * 1_048_576)
+        await either_host.call(bundle, b'"' + b"x" * 1_048_576)
     assert refusal.value.code == "input_too_large"
 
 
@@ -75,15 +76,15 @@ async def test_input_that_is_not_json_fails_the_call(host: Host) -> None:
         ("({ toJSON() { throw new Error('no') } })", "no"),
     ],
 )
-async def test_a_value_that_is_not_json_is_an_invalid_output(host: Host, value: str, says: str) -> None:
-    result = await host.run(f"export default () => ({value})")
+async def test_a_value_that_is_not_json_is_an_invalid_output(either_host: Host, value: str, says: str) -> None:
+    result = await either_host.run(f"export default () => ({value})")
     assert result.error is not None
     assert result.error.code == "invalid_output"
     assert says in result.error.message
     assert result.output == b""
 
 
-async def test_what_a_function_throws_is_shown_with_its_own_frames_only(host: Host) -> None:
+async def test_what_a_function_throws_is_shown_with_its_own_frames_only(either_host: Host) -> None:
     source = """
         function inner() {
           throw new TypeError('boom');
@@ -96,7 +97,7 @@ async def test_what_a_function_throws_is_shown_with_its_own_frames_only(host: Ho
     async def answer(name: str, argument: Any) -> Any:
         return {}
 
-    result = await host.run(source, name="pay out/v1", host=answer)
+    result = await either_host.run(source, name="pay out/v1", host=answer)
     assert result.error is not None
     assert result.error.code == "function_error"
     assert result.error.message == "TypeError: boom"
@@ -119,13 +120,13 @@ async def test_what_a_function_throws_is_shown_with_its_own_frames_only(host: Ho
         ("10n", "10n"),
     ],
 )
-async def test_anything_may_be_thrown(host: Host, thrown: str, message: str) -> None:
-    result = await host.run(f"export default () => {{ throw ({thrown}) }}")
+async def test_anything_may_be_thrown(either_host: Host, thrown: str, message: str) -> None:
+    result = await either_host.run(f"export default () => {{ throw ({thrown}) }}")
     assert result.error is not None
     assert (result.error.code, result.error.message) == ("function_error", message)
 
 
-async def test_a_function_sees_the_secrets_it_was_given_and_no_others(host: Host) -> None:
+async def test_a_function_sees_the_secrets_it_was_given_and_no_others(either_host: Host) -> None:
     source = """export default (input, { secrets }) => {
       const refused = [];
       for (const name of ['OTHER', 'toString', '__proto__', 'constructor']) {
@@ -134,7 +135,7 @@ async def test_a_function_sees_the_secrets_it_was_given_and_no_others(host: Host
       try { secrets.TOKEN = 'changed' } catch (error) { refused.push([error.name]) }
       return { token: secrets.TOKEN, names: Object.keys(secrets), json: JSON.stringify(secrets), refused }
     }"""
-    value = output(await host.run(source, secrets={"TOKEN": "t0k€n"}))
+    value = output(await either_host.run(source, secrets={"TOKEN": "t0k€n"}))
     assert value["token"] == "t0k€n"
     assert value["names"] == ["TOKEN"]
     assert value["json"] == '{"TOKEN":"t0k€n"}'
@@ -149,7 +150,7 @@ async def test_an_unknown_secret_fails_the_call_with_a_clear_message(host: Host)
     assert "hello.js:2:" in result.error.stack
 
 
-async def test_a_function_asks_the_host_many_times_at_once(host: Host) -> None:
+async def test_a_function_asks_the_host_many_times_at_once(either_host: Host) -> None:
     asked: list[tuple[str, Any]] = []
 
     async def answer(name: str, argument: Any) -> Any:
@@ -162,12 +163,12 @@ async def test_a_function_asks_the_host_many_times_at_once(host: Host) -> None:
       const sent = await ctx.neo.send({ n: 20 });
       return { answers: (await Promise.all(reads)).map((answer) => answer.n), sent, id: ctx.executionId };
     }"""
-    value = output(await host.run(source, host=answer))
+    value = output(await either_host.run(source, host=answer))
     assert value == {"answers": list(range(20)), "sent": {"n": 20, "ü": "€"}, "id": str(EXECUTION)}
     assert asked == [("neo.read", {"n": n}) for n in range(20)] + [("neo.send", {"n": 20})]
 
 
-async def test_a_refusal_of_the_host_rejects_with_its_code(host: Host) -> None:
+async def test_a_refusal_of_the_host_rejects_with_its_code(either_host: Host) -> None:
     async def refuse(name: str, argument: Any) -> Any:
         raise HostError("insufficient_gas", "the wallet has no GAS")
 
@@ -176,21 +177,21 @@ async def test_a_refusal_of_the_host_rejects_with_its_code(host: Host) -> None:
         return [error instanceof Error, error.code, error.message, error.stack]
       }
     }"""
-    is_error, code, message, stack = output(await host.run(source, host=refuse))
+    is_error, code, message, stack = output(await either_host.run(source, host=refuse))
     assert (is_error, code, message) == (True, "insufficient_gas", "the wallet has no GAS")
     assert stack.startswith("Error: the wallet has no GAS\n")
     assert "hello.js:2:" in stack
     assert "neolayer" not in stack
-    failed = await host.run("export default (i, ctx) => ctx.neo.send({})", host=refuse)
+    failed = await either_host.run("export default (i, ctx) => ctx.neo.send({})", host=refuse)
     assert failed.error is not None
     assert failed.error.code == "function_error"
     assert failed.error.message == "the wallet has no GAS (insufficient_gas)"
-    odd = await host.run("export default (i, ctx) => ctx.neo.read(() => 1)")
+    odd = await either_host.run("export default (i, ctx) => ctx.neo.read(() => 1)")
     assert odd.error is not None
     assert odd.error.message == "TypeError: the request is not JSON (invalid_request)"
 
 
-async def test_console_shows_values_and_their_level(host: Host) -> None:
+async def test_console_shows_values_and_their_level(either_host: Host) -> None:
     source = """export default () => {
       console.log('text', 1, -0, true, null, undefined, 10n, Symbol('s'));
       console.info({ a: { b: [1, 'two', , { c: { d: { e: { f: 1 } } } }] }, get g() { throw 1 } });
@@ -200,7 +201,7 @@ async def test_console_shows_values_and_their_level(host: Host) -> None:
       console.debug(new Error('shown'), Promise.resolve(), new Uint8Array([1, 2]));
       console.log(new Proxy({}, { ownKeys() { throw 1 } }));
     }"""
-    result = await host.run(source)
+    result = await either_host.run(source)
     entries = json.loads(result.logs)
     assert [level for _, level, _ in entries] == ["log", "info", "warn", "error", "debug", "log"]
     assert all(0 <= ms < 1000 for ms, _, _ in entries)
@@ -220,17 +221,17 @@ async def test_console_shows_values_and_their_level(host: Host) -> None:
     assert text[5] == "[value that cannot be shown]"
 
 
-async def test_logs_are_cut_with_a_mark(host: Host) -> None:
-    many = logs(await host.run("export default () => { for (let i = 0; i < 5000; i++) console.log(i) }"))
+async def test_logs_are_cut_with_a_mark(either_host: Host) -> None:
+    many = logs(await either_host.run("export default () => { for (let i = 0; i < 5000; i++) console.log(i) }"))
     assert many[:1000] == [str(n) for n in range(1000)]
     assert len(many) == 1001
     assert "truncated" in many[-1]
-    large = await host.run(
+    large = await either_host.run(
         "export default () => { for (;console.log('€'.repeat(5000)) || !globalThis.n--;) ; }", cpu_ms=300
     )
     assert len(large.logs) < 270_000
     assert "truncated" in logs(large)[-1]
-    line = logs(await host.run("export default () => console.log('x'.repeat(1e6))"))
+    line = logs(await either_host.run("export default () => console.log('x'.repeat(1e6))"))
     assert len(line[0]) < 17_000
 
 
@@ -240,7 +241,7 @@ async def test_what_the_top_level_logs_comes_with_the_first_call(host: Host) -> 
     assert logs(await host.invoke(bundle)) == ["called"]
 
 
-async def test_timers_run_in_order_and_can_be_cleared(host: Host) -> None:
+async def test_timers_run_in_order_and_can_be_cleared(either_host: Host) -> None:
     source = """export default async () => {
       const seen = [];
       const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -252,8 +253,8 @@ async def test_timers_run_in_order_and_can_be_cleared(host: Host) -> None:
       setTimeout(() => console.log('after the end'), 1);
       return seen;
     }"""
-    assert output(await host.run(source)) == ["micro", "tick", "tick"]
-    thrown = await host.run(
+    assert output(await either_host.run(source)) == ["micro", "tick", "tick"]
+    thrown = await either_host.run(
         "export default () => new Promise(() => setTimeout(() => { throw new Error('late') }, 1))"
     )
     assert thrown.error is not None

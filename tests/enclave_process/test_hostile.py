@@ -5,12 +5,12 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from neolayer_enclave.protocol import Result
-from tests.enclave_process.host import Host, Process, logs, output
+from tests.enclave_process.host import Host, Process, is_direct, logs, output
 from tests.enclave_process.hostile import (
     BOMBS,
     ESCAPES,
@@ -54,11 +54,19 @@ class Neighbour:
             await asyncio.sleep(NEIGHBOUR_S)
 
 
+class Arena(NamedTuple):
+    host: Host
+    #: The same tenant's, whose calls go straight to the cell.
+    direct: Host
+    neighbour: Neighbour
+
+
 @pytest.fixture(scope="module")
-async def arena(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Host, Neighbour]]:
+async def arena(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Arena]:
     """An enclave in which a neighbour's function is called every 50 ms while hostile programs run."""
     process = await Process.start(tmp_path_factory.mktemp("arena"))
     host, neighbours_host = await Host.connect(process), await Host.connect(process)
+    direct = await Host.connect(process, direct=True)
     bundle = await neighbours_host.load(
         "export default (input, ctx) => [input, ctx.secrets.CANARY.length]",
         tenant="neighbour",
@@ -73,8 +81,9 @@ async def arena(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
         secrets={"OWN": OTHERS_SECRET},
     )
     assert output(await host.invoke(other)) == 1
-    yield host, neighbour
+    yield Arena(host, direct, neighbour)
     calls.cancel()
+    await direct.close()
     await host.close()
     await neighbours_host.close()
     await process.stop()
@@ -121,17 +130,18 @@ async def end_of(host: Host, neighbour: Neighbour, bundle: str, program: Program
     return result
 
 
-async def both_ways(arena: tuple[Host, Neighbour], program: Program) -> list[Result]:
-    """Entered on a thread of its own, as at first, and on the cell's main thread, as after quick calls."""
-    host, neighbour = arena
-    calm = await host.load("export default () => 'calm'")
-    assert output(await host.invoke(calm)) == "calm"
+async def both_ways(arena: Arena, program: Program) -> list[Result]:
+    """Entered on a thread of its own, as at first, and past the enclave on the cell's main thread, as after quick
+    calls."""
     results = []
-    for warm in (0, 12):
-        bundle = await host.load(program.source, secrets={"OWN": "own"}, **program.limits)
+    for warm, host in ((0, arena.host), (12, arena.direct)):
+        calm = await host.load("export default () => 'calm'")
+        assert output(await host.invoke(calm)) == "calm"
+        bundle = await host.load(program.source, secrets={"OWN": "own"}, ahead=False, **program.limits)
         for _ in range(0 if program.whole else warm):
             assert output(await host.invoke(bundle, "ready")) == "ready"
-        results.append(await end_of(host, neighbour, bundle, program))
+        assert host.client is None or is_direct(host.client, "alice")
+        results.append(await end_of(host, arena.neighbour, bundle, program))
         # The tenant's next call is answered, if need be by a new process.
         assert output(await host.invoke(calm)) == "calm"
     return results
@@ -148,34 +158,32 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("program", ESCAPES, ids=named)
-async def test_nothing_outside_of_the_isolate_is_found(arena: tuple[Host, Neighbour], program: Program) -> None:
+async def test_nothing_outside_of_the_isolate_is_found(arena: Arena, program: Program) -> None:
     for result in await both_ways(arena, program):
         # Some are refused, or stumble over what they did themselves: then they have found nothing either.
         assert result.error is not None or output(result) == []
 
 
-async def test_the_look_around_would_find_something(arena: tuple[Host, Neighbour]) -> None:
-    host, _ = arena
+async def test_the_look_around_would_find_something(arena: Arena) -> None:
+    host = arena.host
     planted = Program("planted", "globalThis.process = {}; look(globalThis, 'global'); return found", "ok")
     assert output(await host.run(planted.source)) == ["global.process"]
 
 
 @pytest.mark.parametrize("program", [*SPINNERS, *TOP_LEVELS, *SLEEPERS], ids=named)
-async def test_what_runs_on_or_waits_is_ended_in_time(arena: tuple[Host, Neighbour], program: Program) -> None:
+async def test_what_runs_on_or_waits_is_ended_in_time(arena: Arena, program: Program) -> None:
     await both_ways(arena, program)
 
 
 @pytest.mark.parametrize("program", BOMBS, ids=named)
-async def test_memory_bombs_end_in_time(arena: tuple[Host, Neighbour], program: Program) -> None:
+async def test_memory_bombs_end_in_time(arena: Arena, program: Program) -> None:
     for result in await both_ways(arena, program):
         assert result.error is not None
         assert not result.error.retryable
 
 
 @pytest.mark.parametrize("program", TALKERS, ids=named)
-async def test_what_programs_say_is_bounded_and_not_taken_for_ours(
-    arena: tuple[Host, Neighbour], program: Program
-) -> None:
+async def test_what_programs_say_is_bounded_and_not_taken_for_ours(arena: Arena, program: Program) -> None:
     for result in await both_ways(arena, program):
         assert len(result.output) <= 1_048_576
         assert len(result.logs) <= 262_144 + 200
@@ -189,8 +197,8 @@ async def test_what_programs_say_is_bounded_and_not_taken_for_ours(
 
 
 @pytest.mark.parametrize("wrecker", WRECKERS, ids=str)
-async def test_a_wrecked_realm_is_its_authors_own_trouble(arena: tuple[Host, Neighbour], wrecker: str) -> None:
-    host, neighbour = arena
+async def test_a_wrecked_realm_is_its_authors_own_trouble(arena: Arena, wrecker: str) -> None:
+    host, neighbour = arena.host, arena.neighbour
     body = WRECKERS[wrecker]
     asked: list[Any] = []
 

@@ -80,13 +80,13 @@ async def test_a_program_that_runs_on_ends_at_its_cpu_limit(host: Host, body: st
         "for (let i = 0; i < 10000; i++) new Promise(() => {}); await new Promise(() => {});",
     ],
 )
-async def test_a_call_that_waits_for_ever_ends_at_its_time_limit(host: Host, body: str) -> None:
+async def test_a_call_that_waits_for_ever_ends_at_its_time_limit(either_host: Host, body: str) -> None:
     async def never(name: str, argument: Any) -> Any:
         await asyncio.sleep(60)
 
     begun = time.monotonic()
     source = f"export default async (input, ctx) => {{ console.log('begun'); {body} }}"
-    result = await host.run(source, timeout_ms=300, host=never)
+    result = await either_host.run(source, timeout_ms=300, host=never)
     assert result.error is not None
     assert (result.error.code, result.error.message) == ("timeout", "the call took longer than 300 ms")
     assert 0.3 <= time.monotonic() - begun < 0.9
@@ -114,19 +114,19 @@ async def test_a_cell_that_stands_still_is_ended_at_the_callers_limit(
     assert (error.code, error.message) == ("timeout", "the call took longer than 300 ms")
 
 
-async def test_cpu_time_counts_across_waits(host: Host) -> None:
+async def test_cpu_time_counts_across_waits(either_host: Host) -> None:
     spin = "const end = Date.now() + 60; while (Date.now() < end);"
     source = f"export default async () => {{ for (let i = 0; i < 20; i++) {{ {spin} {wait(1)} }} }}"
-    result = await host.run(source, cpu_ms=300)
+    result = await either_host.run(source, cpu_ms=300)
     assert result.error is not None
     assert result.error.code == "cpu_limit"
-    fine = await host.run(source.replace("20", "2"), cpu_ms=1000)
+    fine = await either_host.run(source.replace("20", "2"), cpu_ms=1000)
     assert fine.error is None
     assert 60_000 < fine.cpu_us < 400_000
 
 
-async def test_waiting_costs_no_cpu_time(host: Host) -> None:
-    result = await host.run(f"export default async () => {{ {wait(400)} }}", cpu_ms=100)
+async def test_waiting_costs_no_cpu_time(either_host: Host) -> None:
+    result = await either_host.run(f"export default async () => {{ {wait(400)} }}", cpu_ms=100)
     assert result.error is None
     assert result.wall_us > 390_000
     assert result.cpu_us < 100_000
@@ -207,18 +207,18 @@ async def test_a_catastrophe_kills_only_its_tenants_cell(own_host: Host) -> None
     assert (send.code, send.retryable) == ("cell_crashed", False)
 
 
-async def test_other_calls_of_a_function_whose_isolate_ends_may_be_repeated(host: Host) -> None:
+async def test_other_calls_of_a_function_whose_isolate_ends_may_be_repeated(either_host: Host) -> None:
     source = "export default async (input, ctx) => { if (input) for (;;); await ctx.neo.read({}); return 1 }"
-    bundle = await host.load(source, cpu_ms=200)
+    bundle = await either_host.load(source, cpu_ms=200)
     asked = asyncio.Event()
 
     async def slow(name: str, argument: Any) -> Any:
         asked.set()
         await asyncio.sleep(20)
 
-    patient = asyncio.ensure_future(host.invoke(bundle, host=slow))
+    patient = asyncio.ensure_future(either_host.invoke(bundle, host=slow))
     await asked.wait()
-    culprit = await host.invoke(bundle, 1)
+    culprit = await either_host.invoke(bundle, 1)
     assert culprit.error is not None
     assert culprit.error.code == "cpu_limit"
     other = (await patient).error
@@ -226,17 +226,17 @@ async def test_other_calls_of_a_function_whose_isolate_ends_may_be_repeated(host
     assert (other.code, other.retryable) == ("cell_crashed", True)
 
 
-async def test_a_call_that_times_out_leaves_the_others_alone(host: Host) -> None:
+async def test_a_call_that_times_out_leaves_the_others_alone(either_host: Host) -> None:
     source = """export default async (input) => {
       await new Promise((resolve) => setTimeout(resolve, input));
       return input;
     }"""
-    bundle = await host.load(source, timeout_ms=400)
-    results = await asyncio.gather(*(host.invoke(bundle, ms) for ms in (5_000, 300, 350)))
+    bundle = await either_host.load(source, timeout_ms=400)
+    results = await asyncio.gather(*(either_host.invoke(bundle, ms) for ms in (5_000, 300, 350)))
     assert results[0].error is not None
     assert results[0].error.code == "timeout"
     assert [output(result) for result in results[1:]] == [300, 350]
-    assert output(await host.invoke(bundle, 1)) == 1
+    assert output(await either_host.invoke(bundle, 1)) == 1
 
 
 async def test_deep_recursion_is_the_authors_error(host: Host) -> None:
@@ -247,12 +247,12 @@ async def test_deep_recursion_is_the_authors_error(host: Host) -> None:
     assert output(await host.invoke(bundle, 1)) == 1
 
 
-async def test_what_a_call_asks_for_at_once_is_bounded(host: Host) -> None:
+async def test_what_a_call_asks_for_at_once_is_bounded(either_host: Host) -> None:
     endless = "export default () => { for (;;) clearTimeout(setTimeout(() => {}, 1)) }"
-    result = await host.run(endless)
+    result = await either_host.run(endless)
     assert result.error is not None
     assert "too much is asked for at once" in result.error.message
-    timers = await host.run("export default () => { for (;;) setTimeout(() => {}, 1) }")
+    timers = await either_host.run("export default () => { for (;;) setTimeout(() => {}, 1) }")
     assert timers.error is not None
     assert "1000 timers" in timers.error.message
 
@@ -267,7 +267,7 @@ async def test_what_a_call_asks_for_at_once_is_bounded(host: Host) -> None:
       await null; await null;
       return codes;
     }"""
-    assert output(await host.run(source, host=never)) == ["invalid_request", "too_many_calls"]
+    assert output(await either_host.run(source, host=never)) == ["invalid_request", "too_many_calls"]
 
 
 async def test_a_check_runs_under_limits_too(host: Host) -> None:
@@ -356,7 +356,7 @@ async def test_nothing_of_the_process_is_in_reach(host: Host, expression: str) -
     assert output(await host.run(f"export default (input, ctx) => {expression}")) == "undefined"
 
 
-async def test_a_hundred_calls_at_once_keep_their_answers_apart(host: Host) -> None:
+async def test_a_hundred_calls_at_once_keep_their_answers_apart(either_host: Host) -> None:
     async def echo(name: str, argument: Any) -> Any:
         await asyncio.sleep(argument % 7 / 1000)
         return argument
@@ -367,8 +367,8 @@ async def test_a_hundred_calls_at_once_keep_their_answers_apart(host: Host) -> N
       console.log(input);
       return [a, b, ctx.executionId];
     }"""
-    bundle = await host.load(source)
-    calls = [host.invoke(bundle, n, execution=UUID(int=n), host=echo) for n in range(100)]
+    bundle = await either_host.load(source)
+    calls = [either_host.invoke(bundle, n, execution=UUID(int=n), host=echo) for n in range(100)]
     for n, result in enumerate(await asyncio.gather(*calls)):
         assert output(result) == [n, n, str(UUID(int=n))]
         assert logs(result) == [str(n), str(n)]

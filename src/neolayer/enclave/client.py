@@ -11,8 +11,8 @@ import msgspec
 
 from neolayer.core.errors import ServiceError
 from neolayer.enclave.connection import Call, Connection, tell
-from neolayer.enclave.direct import Way, opened
-from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable, OutcomeUnknown
+from neolayer.enclave.direct import CellConnection, Way, opened
+from neolayer.enclave.errors import EnclaveRefused, EnclaveUnavailable
 from neolayer_enclave import protocol
 
 #: An enclave that takes longer for anything but a call of a function counts as stuck; seconds.
@@ -77,17 +77,21 @@ class EnclaveClient:
         #: By tenant.
         self._ways: dict[str, Way] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Connections to cells, also those to which no further calls go.
+        self.cells: set[CellConnection] = set()
         self.closing = False
 
     async def close(self) -> None:
         """Calls that run are told `OutcomeUnknown` before this returns."""
         self.closing = True
-        connections = [self._connection, *(way.cell for way in self._ways.values())]
-        for task in self._tasks:
-            task.cancel()
-        for connection in filter(None, connections):
+        connections = [*self.cells, *([self._connection] if self._connection else [])]
+        for connection in connections:
             connection.close()
+        for connection in connections:
             await connection.closed.wait()
+        # What is left of them ends by itself now, and tells those that wait.
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def hello(self) -> protocol.Identity:
         return await self._call(protocol.Hello(), protocol.Identity)
@@ -222,16 +226,14 @@ class EnclaveClient:
             connection.invoke(body, call, deadline - asyncio.get_running_loop().time())
         except ServiceError as error:
             tell(call.failed, error)
-        except asyncio.CancelledError:
-            tell(call.failed, OutcomeUnknown())
-            raise
 
     def _drop_way(self) -> None:
         tenant, way = next(iter(self._ways.items()))
         del self._ways[tenant]
         self._known = {bundle: known for bundle, known in self._known.items() if known[1] is not way}
+        way.dropped = True
         if way.cell is not None:
-            way.cell.close()
+            way.cell.retire()
 
     # ----------------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,8 @@ class EnclaveClient:
         if self._connection is not None and self._connection.open:
             return self._connection
         async with self._connecting:
+            if self.closing:
+                raise EnclaveUnavailable("this service is stopping")
             if self._connection is None or not self._connection.open:
                 try:
                     _, self._connection = await asyncio.get_running_loop().create_unix_connection(

@@ -42,6 +42,7 @@ class Call(Protocol):
 
 #: What is looked up for an id that nobody waits for.
 _NOBODY: Final[tuple[float, Call | None, bytes]] = (0.0, None, b"")
+_NOTHING: Final[tuple[float, asyncio.Future[bytes] | None]] = (0.0, None)
 
 
 class Connection(asyncio.Protocol):
@@ -53,6 +54,10 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        #: A chunk is being read, from which somebody may be told.
+        self._reading = False
+        #: The other side makes no sense: nothing more of it is read.
+        self._condemned = False
         self._next_id = 0
         #: By id, with the time of the event loop when it is given up.
         self._requests: dict[int, tuple[float, asyncio.Future[bytes]]] = {}
@@ -85,8 +90,9 @@ class Connection(asyncio.Protocol):
             tell(call.failed, OutcomeUnknown())
 
     def close(self) -> None:
+        """At once: the other side may not read what is left to be written."""
         if self._transport:
-            self._transport.close()
+            self._transport.abort()
 
     async def request(self, message: protocol.Message, *, timeout_s: float) -> bytes:
         """
@@ -127,12 +133,28 @@ class Connection(asyncio.Protocol):
         for deadline, future in self._requests.values():
             if now > deadline and not future.done():
                 future.set_exception(EnclaveUnavailable("the enclave gave no answer in time"))
-        for id in [id for id, (deadline, _, _) in self._calls.items() if now > deadline]:
-            tell(self._calls.pop(id)[1].failed, OutcomeUnknown())
+        if late := [id for id, (deadline, _, _) in self._calls.items() if now > deadline]:
+            self.overdue()
+            for id in late:
+                tell(self._calls.pop(id)[1].failed, OutcomeUnknown())
         busy = self._requests or self._calls
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if busy else None
 
     def data_received(self, data: bytes) -> None:
+        if self._condemned:
+            return
+        self._reading = True
+        try:
+            self._read(data)
+        except Exception:
+            # There is no way to resume.
+            _log.exception("what the enclave or a cell says makes no sense")
+            self._condemned = True
+            self.close()
+        finally:
+            self._reading = False
+
+    def _read(self, data: bytes) -> None:
         buffer: bytes | bytearray = data
         if self._buffer:
             self._buffer += data
@@ -142,9 +164,7 @@ class Connection(asyncio.Protocol):
         while end - start >= header.size:
             length, kind, id = header.unpack_from(buffer, start)
             if not protocol.HEADER_AFTER_LENGTH <= length <= protocol.MAX_FRAME_BYTES:
-                _log.error("the enclave announced a frame of %d bytes", length)
-                self.close()
-                return
+                raise ValueError(f"a frame of {length} bytes is announced")
             stop = start + _LENGTH_BYTES + length
             if stop > end:
                 break
@@ -168,22 +188,31 @@ class Connection(asyncio.Protocol):
                     tell(call.finished, result)
         elif kind == Kind.HOST_CALL:
             asking = _decode_host_call(body)
+            if not self.open:
+                return
             _, call, _ = self._calls.get(asking.request, _NOBODY)
             self.asked(asking)
             task = self._loop.create_task(self._serve(id, asking, call))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif id in self._calls:
-            self.refused(*self._calls.pop(id), refusal(_decode_failure(body)))
-        elif id in self._requests and not (future := self._requests[id][1]).done():
-            if kind == Kind.RESPONSE:
+        elif kind == Kind.ERROR:
+            error = refusal(_decode_failure(body))
+            if id in self._calls:
+                self.refused(*self._calls.pop(id), error)
+            elif (future := self._requests.get(id, _NOTHING)[1]) and not future.done():
+                future.set_exception(error)
+        elif kind == Kind.RESPONSE:
+            if (future := self._requests.get(id, _NOTHING)[1]) and not future.done():
                 future.set_result(body)
-            else:
-                future.set_exception(refusal(_decode_failure(body)))
+        else:
+            raise ValueError(f"unknown frame {kind}")
 
     def refused(self, deadline: float, call: Call, body: bytes, error: EnclaveRefused) -> None:
         """A call was not started."""
         tell(call.failed, error)
+
+    def overdue(self) -> None:
+        """A call was not answered long after its limit."""
 
     def asked(self, asking: protocol.HostCall) -> None:
         """A function asks something of this host."""

@@ -5,6 +5,7 @@ cell, serves what functions fetch, and tells afterwards what became of calls in 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -33,6 +34,10 @@ MAX_VAIN: Final = 10
 #: After calls that were not alone so many are not polled for, as others are likely to come just now.
 CROWD: Final = 16
 READ_BYTES: Final = 65_536
+#: More than the kernel holds of a connection.
+MAX_REST_READS: Final = 64
+#: Bits in the least id of a connection.
+_FIRSTS: Final = protocol.DIRECT_BIT | (protocol.DIRECT_CONNECTIONS - 1) * protocol.DIRECT_IDS
 _encode_json: Final = msgspec.json.Encoder().encode
 
 #: Calls by id: when they are given up, who waits, and the body of their frame.
@@ -49,6 +54,8 @@ class Way:
     opening: bool = False
     #: By the event loop's time.
     not_before: float = 0.0
+    #: It is forgotten: none is to be opened any more.
+    dropped: bool = False
 
 
 class Enclave(Protocol):
@@ -65,6 +72,11 @@ class Enclave(Protocol):
         ...
 
     def later(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+    @property
+    def cells(self) -> "set[CellConnection]":
+        """All that are open."""
+        ...
 
     @property
     def closing(self) -> bool: ...
@@ -85,6 +97,8 @@ class CellConnection(Connection):
         #: Ids of calls that asked for something with an effect.
         self._effects: set[int] = set()
         self._descriptor = -1
+        #: No further calls come here.
+        self._given_up = False
         #: How often in a row polling was in vain, and for how many calls it is not tried therefore.
         self._vain = 0
         self._unpolled = 0
@@ -92,9 +106,16 @@ class CellConnection(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
+        self._enclave.cells.add(self)
 
     def granted(self, grant: protocol.Way) -> None:
-        """From now on the cell is at the other end."""
+        """From now on the cell is at the other end.
+
+        Raises:
+            ValueError: not the enclave's word.
+        """
+        if grant.first & ~_FIRSTS or not grant.first & protocol.DIRECT_BIT:
+            raise ValueError("ids that no direct connection has")
         self._cell, self._first = grant.cell, grant.first
 
     def invoke(self, body: bytes, call: Call, timeout_s: float) -> None:
@@ -103,7 +124,7 @@ class CellConnection(Connection):
             return
         if len(self._calls) > 1:
             self._unpolled = max(self._unpolled, CROWD)
-        elif len(self._calls) == 1:
+        elif len(self._calls) == 1 and not self._reading:
             if self._unpolled:
                 self._unpolled -= 1
             else:
@@ -121,6 +142,8 @@ class CellConnection(Connection):
                 data = os.read(self._descriptor, READ_BYTES)
             except BlockingIOError:
                 continue
+            except OSError:
+                return  # the transport will meet it, too
             if data:
                 self._vain = 0
                 self.data_received(data)
@@ -143,14 +166,22 @@ class CellConnection(Connection):
 
     def refused(self, deadline: float, call: Call, body: bytes, error: EnclaveRefused) -> None:
         if error.code == "leaving":
-            self._give_up()
+            self.retire()
         if error.code in _ELSEWHERE:
             self._enclave.resend(body, call, deadline)
         else:
             tell(call.failed, error)
 
+    def overdue(self) -> None:
+        # Calls that pass the enclave make it look at that cell.
+        self.retire()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up()
+        self._enclave.cells.discard(self)
+        self.open = False
+        if exc is not None:
+            self._read_the_rest()
         super().connection_lost(exc)
 
     def calls_lost(self, calls: Sent) -> None:
@@ -159,17 +190,35 @@ class CellConnection(Connection):
         elif calls:
             self._enclave.later(self._ask_what_became_of(calls))
 
+    def _read_the_rest(self) -> None:
+        """A transport that fails to write does not read what came before: calls that were answered in time."""
+        with contextlib.suppress(OSError):
+            for _ in range(MAX_REST_READS):
+                self.data_received(os.read(self._descriptor, READ_BYTES))
+
+    def retire(self) -> None:
+        """No further calls come here; it is closed when those that run are over."""
+        self._give_up()
+        if not self._calls:
+            self.close()
+
     def _give_up(self) -> None:
-        """No further calls come here; those that run are waited for."""
+        self._given_up = True
         if self._way.cell is self:
             self._way.cell = None
+
+    def _sweep(self) -> None:
+        super()._sweep()
+        self._effects.intersection_update(self._calls)
+        if self._given_up and not self._calls:
+            self.close()
 
     async def _ask_what_became_of(self, calls: Sent) -> None:
         handles = [(id, body[: protocol.HANDLE_BYTES]) for id, (_, _, body) in calls.items()]
         try:
             fates = await self._enclave.fates(protocol.Fate(self._cell, handles))
             pairs = list(zip(calls.items(), fates.errors, strict=True))
-        except (ServiceError, ValueError) as reason:
+        except (ServiceError, ValueError, msgspec.DecodeError) as reason:
             _log.warning("the fate of %d calls is unknown: %s", len(calls), reason)
             super().calls_lost(calls)
             return
@@ -199,11 +248,11 @@ async def opened(way: Way, enclave: Enclave, socket: str, handle: bytes, timeout
         _, cell = await loop.create_unix_connection(lambda: CellConnection(way, enclave), socket)
         grant = await cell.request(protocol.Direct(handle), timeout_s=timeout_s)
         cell.granted(msgspec.msgpack.decode(grant, type=protocol.Way))
-        if cell.open:
+        if cell.open and not (way.dropped or enclave.closing):
             way.cell = cell
-    except (OSError, ServiceError) as error:
+    except (OSError, ServiceError, ValueError, msgspec.DecodeError) as error:
         _log.debug("no direct way to a cell: %s", error)
-        if cell is not None:
-            cell.close()
     finally:
         way.opening = False
+        if cell is not None and way.cell is not cell:
+            cell.close()

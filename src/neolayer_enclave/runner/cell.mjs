@@ -215,7 +215,6 @@ const direct = new DirectCalls(frames, {
   bundle: (handle) => handles.get(handle),
   isolates: () => isolates.size,
   running: () => calls.size,
-  taken: (id) => calls.has(id),
   start,
   cancel,
   watch: runner.watch,
@@ -262,7 +261,6 @@ function start(id, bundle, execution, timeoutMs, input, host, arrived) {
     call.timeoutMs = timeoutMs;
     call.deadline = call.started + timeoutMs;
   }
-  host?.began(call);
   call.bundle = bundle;
   calls.set(id, call);
   begin(call);

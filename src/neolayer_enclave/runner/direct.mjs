@@ -9,13 +9,14 @@
 //   USED    (u32 bundle | u32 calls) …                         id: number of isolates
 //   BEGAN   u32 bundle | u32 ms since it came | u32 ms left    id: of the call
 //   ENDED   -                                                  id: of the call
+//   CLOSED  -                                                  id: number of the connection
 
 import { DIRECT, FROM_CELL, Frames } from './frames.mjs';
 
 // As in cell.py.
 const MAX_RUNNING = 64, MAX_WAITING = 256, MAX_NESTED = 512, MAX_WAITING_BYTES = 32 * 1024 * 1024, WAIT_MS = 5_000;
 // As in protocol.py and server.py.
-const IDS = 1 << 20, MAX_INPUT_BYTES = 1_048_576;
+const DIRECT_BIT = 1 << 30, IDS = 1 << 20, MAX_INPUT_BYTES = 1_048_576;
 const DEPTH_AT = 8, EXECUTION_AT = 9, TIMEOUT_AT = 25, INPUT_AT = 29;
 // A call that is over sooner is not told of.
 const TELL_MS = 10;
@@ -35,15 +36,21 @@ export class DirectCalls {
   #ticks = 0;
   #restingTicks = 0;
 
-  // frames: to the enclave. cell: bundle(handle), isolates(), running(), taken(id), start(id, bundle, execution,
-  // timeoutMs, input, connection, arrived), cancel(id), deliver(id, seq, ok, text), watch().
+  // frames: to the enclave. cell: bundle(handle), isolates(), running(), start(id, bundle, execution, timeoutMs, input,
+  // connection, arrived), cancel(id), deliver(id, seq, ok, text), watch().
   constructor(frames, cell) {
     this.#frames = frames;
     this.#cell = cell;
   }
 
   accept(handle, first) {
-    new Connection(handle, first, this, this.#cell);
+    if (handle === undefined) this.closed(first);
+    else new Connection(handle, first, this, this.#cell);
+  }
+
+  // A connection is gone.
+  closed(first) {
+    this.#frames.send(FROM_CELL.CLOSED, (first & ~DIRECT_BIT) / IDS);
   }
 
   // No further calls; those that wait are refused.
@@ -55,7 +62,7 @@ export class DirectCalls {
 
   invoke(connection, id, data, at, end) {
     const length = end - at - INPUT_AT;
-    if (length < 0 || this.#cell.taken(id)) {
+    if (length < 0) {
       connection.close();
       return;
     }
@@ -67,12 +74,11 @@ export class DirectCalls {
     } else if (length > MAX_INPUT_BYTES) {
       connection.refuse(id, 'input_too_large', `the input has more than ${MAX_INPUT_BYTES} bytes`, false);
     } else {
-      this.#note(bundle);
       const running = this.#cell.running(), nested = data[at + DEPTH_AT] > 0;
       const execution = data.hexSlice(at + EXECUTION_AT, at + TIMEOUT_AT), timeoutMs = data.readUInt32LE(at + TIMEOUT_AT);
       const input = data.utf8Slice(at + INPUT_AT, end);
       if (running < MAX_RUNNING || (nested && running < MAX_RUNNING + MAX_NESTED)) {
-        this.#cell.start(id, bundle, execution, timeoutMs, input, connection, performance.now());
+        this.#begin(id, bundle, execution, timeoutMs, input, connection, performance.now());
       } else if (nested || this.#waiting.length >= MAX_WAITING || this.#waitingBytes > MAX_WAITING_BYTES) {
         const waiting = this.#waiting.length;
         connection.refuse(id, 'too_many_calls', `${running} calls of this tenant are running and ${waiting} are waiting`, true);
@@ -105,7 +111,7 @@ export class DirectCalls {
     });
   }
 
-  // A connection is gone.
+  // A connection is gone, and with it its calls that wait.
   forget(connection) {
     this.#waiting = this.#waiting.filter((each) => each.connection !== connection);
     this.#waitingBytes = this.#waiting.reduce((sum, { length }) => sum + length, 0);
@@ -120,7 +126,8 @@ export class DirectCalls {
       this.#waitingBytes -= length;
       connection.refuse(id, 'too_many_calls', `${MAX_RUNNING} calls of this tenant are running, none ended within ${WAIT_MS / 1000} s`, true);
     }
-    if (++this.#ticks % USED_TICKS === 0) this.#tellUses();
+    // Also when there are none: the enclave takes a busy cell that says nothing for one that hangs.
+    if (this.#busy && ++this.#ticks % USED_TICKS === 0) this.#tellUses();
   }
 
   // In place of `tick` while nothing runs; returns whether it has been so for long enough.
@@ -146,7 +153,6 @@ export class DirectCalls {
   }
 
   #tellUses() {
-    if (this.#used.size === 0) return;
     const body = Buffer.allocUnsafe(8 * this.#used.size);
     let at = 0;
     for (const bundle of this.#used) {
@@ -163,8 +169,13 @@ export class DirectCalls {
     while (this.#waiting.length > 0 && this.#cell.running() < MAX_RUNNING) {
       const { connection, id, bundle, execution, timeoutMs, input, length, arrived } = this.#waiting.shift();
       this.#waitingBytes -= length;
-      this.#cell.start(id, bundle, execution, timeoutMs, input, connection, arrived);
+      this.#begin(id, bundle, execution, timeoutMs, input, connection, arrived);
     }
+  }
+
+  #begin(id, bundle, execution, timeoutMs, input, connection, arrived) {
+    this.#note(bundle);
+    this.#cell.start(id, bundle, execution, timeoutMs, input, connection, arrived);
   }
 }
 
@@ -173,8 +184,8 @@ class Connection {
   #first;
   #calls;
   #cell;
-  // Of its calls, those that run.
-  #running = new Set();
+  // Ids of its calls that wait or run.
+  #open = new Set();
   // Host calls that are not answered: call and seq by id.
   #asked = new Map();
   #asks = 0;
@@ -190,18 +201,15 @@ class Connection {
     this.#frames.close();
   }
 
-  began(call) {
-    this.#running.add(call.id);
-  }
-
   // body: as of a RESULT.
   finished(call, body, logs) {
-    this.#running.delete(call.id);
+    this.#open.delete(call.id);
     if (logs === '') this.#frames.send(DIRECT.RESULT, call.id, body);
     else this.#frames.send(DIRECT.RESULT, call.id, body, Buffer.from(logs));
   }
 
   refuse(id, code, message, retryable) {
+    this.#open.delete(id);
     this.#frames.send(DIRECT.ERROR, id, failure(code, message, retryable));
   }
 
@@ -218,8 +226,12 @@ class Connection {
 
   #receive(kind, id, data, at, end) {
     if (kind === DIRECT.INVOKE) {
-      if (id >= this.#first && id < this.#first + IDS) this.#calls.invoke(this, id, data, at, end);
-      else this.close();
+      if (id < this.#first || id >= this.#first + IDS || this.#open.has(id)) {
+        this.close();
+      } else {
+        this.#open.add(id);
+        this.#calls.invoke(this, id, data, at, end);
+      }
     } else if (kind === DIRECT.HOST_RESULT || kind === DIRECT.HOST_ERROR) {
       const asked = this.#asked.get(id);
       if (asked === undefined) return;
@@ -232,8 +244,9 @@ class Connection {
 
   #ended() {
     this.#calls.forget(this);
-    for (const id of this.#running) this.#cell.cancel(id);
+    for (const id of this.#open) this.#cell.cancel(id);
     this.#asked.clear();
+    this.#calls.closed(this.#first);
   }
 }
 

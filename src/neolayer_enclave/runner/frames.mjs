@@ -8,7 +8,7 @@ export const TO_CELL = {
 };
 export const FROM_CELL = {
   RESULT: 16, CALL: 17, CHECKED: 18, CODE: 48, LOADED: 49, FIRST: 50, WARMED: 51, UP: 52,
-  BUSY: 64, USED: 65, BEGAN: 66, ENDED: 67,
+  BUSY: 64, USED: 65, BEGAN: 66, ENDED: 67, CLOSED: 68,
 };
 // Between a cell and a host.
 export const DIRECT = { ERROR: 2, HOST_CALL: 3, HOST_RESULT: 4, HOST_ERROR: 5, INVOKE: 6, RESULT: 7 };
@@ -50,6 +50,7 @@ export class Frames {
 
   // Body: a list of buffers.
   send(kind, id, ...body) {
+    if (this.#socket.destroyed) return;
     const header = Buffer.allocUnsafe(HEADER_BYTES);
     let length = AFTER_LENGTH;
     for (const part of body) length += part.length;
@@ -98,6 +99,7 @@ export class Frames {
         break;
       }
       this.#receive(data[at + 4], data.readUInt32LE(at + 5), data, at + HEADER_BYTES, stop);
+      if (this.#socket.destroyed) return false;
       at = stop;
     }
     this.#reading = false;
