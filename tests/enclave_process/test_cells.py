@@ -36,7 +36,7 @@ async def test_a_cell_starts_with_a_clean_environment_and_few_descriptors(
 ) -> None:
     await own_host.run(ECHO, 1)
     cell = Path(f"/proc/{cell_of(own_enclave)}")
-    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0"
+    assert (cell / "environ").read_bytes() == b"NODE_ENV=production\0TZ=UTC\0MALLOC_ARENA_MAX=1\0"
     assert (cell / "cwd").readlink() == Path("/")
     opened = {each.name: str(each.readlink()) for each in (cell / "fd").iterdir()}
     sockets = {target for target in opened.values() if target.startswith("socket:")}

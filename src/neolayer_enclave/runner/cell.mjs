@@ -9,7 +9,7 @@
 //   DELIVER  u32 seq | u8 ok | u32 n | JSON, n bytes | bytes of a response, a digest, …
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
-//   OPTIONS  u8 (1 keep code, 2 warm up) | code cache of the bootstrap, may be empty
+//   OPTIONS  u8 (1 keep code, 2 warm up) | 40 random bytes | code cache of the bootstrap, may be empty
 //   WARM     u32 bundle                                    id: of the request, as in WARMED
 //   SHRINK   u32 MB that idle isolates may hold
 //   RESULT   u8 flags (1 cold, 2 failed) | u16 fetches | u16 isolates | u32 wall µs | u32 CPU µs | f64 heap bytes
@@ -30,7 +30,7 @@ import ivm from 'isolated-vm';
 import { BlackBox } from './blackbox.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
-import { Blank } from './realm.mjs';
+import { Blank, seedRealms } from './realm.mjs';
 import { Redactor } from './redact.mjs';
 
 const WATCH_MS = 10;
@@ -49,6 +49,8 @@ const COLD = 1;
 const FAILED = 2;
 const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2, FORM_QUICK = 4;
 const KEEP_CODE = 1, WARM_UP = 2;
+// Of OPTIONS, where the code begins.
+const BOOTSTRAP_AT = 41;
 const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
 const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
 const MAX_CODE_BYTES = 4 * 1024 * 1024;
@@ -253,7 +255,9 @@ function sendCode(form, id, { text, code, quick }) {
 function setOptions(data, at, end) {
   runner.keepsCode = (data[at] & KEEP_CODE) !== 0;
   warmsUp = (data[at] & WARM_UP) !== 0;
-  if (end > at + 1) bootstrapCode = data.buffer.slice(data.byteOffset + at + 1, data.byteOffset + end);
+  const codeAt = at + BOOTSTRAP_AT;
+  seedRealms(data.subarray(at + 1, codeAt));
+  if (end > codeAt) bootstrapCode = data.buffer.slice(data.byteOffset + codeAt, data.byteOffset + end);
   makeBlank();
 }
 
