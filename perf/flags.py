@@ -2,7 +2,7 @@
 
 CPU time of all threads of the cell, because other work on the machine hardly shows in it.
 
-python -m perf.flags --rounds 8
+    python -m perf.flags --rounds 8 --sets none,chosen,no-sparkplug
 """
 
 import argparse
@@ -21,14 +21,23 @@ from tests.enclave_process import measure
 from tests.enclave_process.host import EXECUTION, HANDLES, Host, Process, output, rss_bytes
 
 from neolayer_enclave import protocol
+from neolayer_enclave.hardening import ENVIRONMENT
 from neolayer_enclave.loading import NODE_FLAGS
 from perf.sources import source
 from perf.stats import median, ratio
 
 BASE: Final = ("--no-node-snapshot",)
+#: Flags, and variables of the environment as ``NAME=value``.
 SETS: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
-    "chosen": tuple(flag for flag in NODE_FLAGS if flag not in BASE),
+    "chosen": (
+        *(flag for flag in NODE_FLAGS if flag not in BASE),
+        *(f"{name}={value}" for name, value in ENVIRONMENT.items()),
+    ),
+    "no-sparkplug": ("--no-sparkplug",),
+    "no-concurrent-sparkplug": ("--no-concurrent-sparkplug",),
+    "no-short-builtin-calls": ("--no-short-builtin-calls",),
+    "one malloc arena": ("MALLOC_ARENA_MAX=1",),
     "single-threaded-gc": ("--single-threaded-gc",),
     "v8-pool-size=1": ("--v8-pool-size=1",),
     "v8-pool-size=0": ("--v8-pool-size=0",),
@@ -45,8 +54,10 @@ SETS: Final[dict[str, tuple[str, ...]]] = {
 }
 START: Final = """
 import sys
-from neolayer_enclave import __main__, cell, loading
-cell.NODE_FLAGS = loading.NODE_FLAGS = tuple(sys.argv.pop(1).split())
+from neolayer_enclave import __main__, hardening, loading
+words = sys.argv.pop(1).split()
+hardening.NODE_FLAGS = loading.NODE_FLAGS = tuple(word for word in words if word.startswith("--"))
+hardening.ENVIRONMENT |= dict(word.split("=") for word in words if not word.startswith("--"))
 sys.exit(__main__.main())
 """
 #: Makes and drops objects, as programs that work on JSON do.
@@ -120,12 +131,12 @@ def cpu_ns(pid: int) -> int:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
-async def run(rounds: int) -> str:
+async def run(rounds: int, sets: list[str]) -> str:
     """The table as Markdown; ratios to no flags at all."""
-    samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in SETS}
+    samples: dict[str, list[tuple[float, ...]]] = {name: [] for name in sets}
     with tempfile.TemporaryDirectory() as top:
         for number in range(rounds):
-            names = list(SETS)
+            names = list(sets)
             # Whatever comes first in a round would always meet the same state of the machine.
             random.Random(number // 2).shuffle(names)  # noqa: S311 - an order
             for name in names if number % 2 == 0 else names[::-1]:
@@ -134,7 +145,7 @@ async def run(rounds: int) -> str:
                 )
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     lines = ["| flags | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for name in SETS:
+    for name in sets:
         cells = []
         for index in range(len(COLUMNS)):
             values, base = ([sample[index] for sample in samples[key]] for key in (name, "none"))
@@ -147,8 +158,9 @@ async def run(rounds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--sets", default=",".join(SETS), help="names of `SETS`, with commas; `none` among them")
     arguments = parser.parse_args()
-    print(uvloop.run(run(arguments.rounds)))
+    print(uvloop.run(run(arguments.rounds, arguments.sets.split(","))))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from neolayer_enclave.codecache import CodeCache
 from neolayer_enclave.egress import Egress
 from neolayer_enclave.hardening import PREVENTS, settle
 from neolayer_enclave.keys import BadRoot, derive, simulated_root
-from neolayer_enclave.loading import BOOTSTRAP, Loading, engine
+from neolayer_enclave.loading import BOOTSTRAP, CELL, Loading, engine
 from neolayer_enclave.server import AlreadyServed, Enclave, listen
 from neolayer_enclave.warmup import WarmUp, available_memory
 
@@ -59,8 +59,9 @@ def main() -> int:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     node = _node(arguments)
-    if not BOOTSTRAP.is_file():
-        raise NoNode(f"{BOOTSTRAP} is missing: it is built by scripts/setup")
+    for built in (CELL, BOOTSTRAP):
+        if not built.is_file():
+            raise NoNode(f"{built} is missing: it is built by scripts/setup")
     web = Egress(allow_private=arguments.egress_allow_private)
     keys = derive(simulated_root(arguments.state))
     code = None

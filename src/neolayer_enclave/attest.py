@@ -18,7 +18,7 @@ from neolayer_enclave.protocol import ATTESTATION_DOMAIN, Evidence
 PROVIDER: Final = "simulated"
 PACKAGE: Final = Path(__file__).parent
 #: What can change the enclave's behaviour. Installed npm packages are named by the lock file's hashes.
-MEASURED: Final = (".py", ".mjs", ".js", "package.json", "package-lock.json")
+MEASURED: Final = (".py", ".mjs", ".cjs", ".js", "package.json", "package-lock.json")
 NOT_OURS: Final = frozenset({"node_modules", "__pycache__"})
 
 

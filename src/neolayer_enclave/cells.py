@@ -39,7 +39,7 @@ LEAVE_S: Final = 40.0
 #: A spare is made this long after the last one was taken, out of the way of the call that took it.
 REFILL_AFTER_S: Final = 0.25
 SPARE_DIED_S: Final = 2.0
-#: What a cell costs with a few isolates in it, mostly shared: a blank one shows 51 MB, of which 16 are its own.
+#: What a cell costs with a few isolates in it, mostly shared: a blank one shows 48 MB, of which 11 are its own.
 CELL_BYTES: Final = 60 * 1024 * 1024
 IDLE_S: Final = 300.0
 #: How often at least is looked for unused cells.

@@ -13,13 +13,18 @@ from typing import Final
 from neolayer_enclave.ceiling import Ceilings, NoCeilings
 from neolayer_enclave.launcher.main import CHANNEL_FD
 from neolayer_enclave.launcher.plan import Plan
-from neolayer_enclave.loading import NODE_FLAGS, RUNNER
+from neolayer_enclave.loading import CELL, NODE_FLAGS, RUNNER
 from neolayer_enclave.process import CellProcess
 from neolayer_enclave.protocol import Layer
 
-#: Local time is the machine's business, and hidden with its files.
-#: The channel is where Node expects the one to its parent.
-ENVIRONMENT: Final = {"NODE_ENV": "production", "TZ": "UTC", "NODE_CHANNEL_FD": str(CHANNEL_FD)}
+#: Local time is the machine's business, and hidden with its files. One arena of malloc: a cell has few threads,
+#: and each that had its own would keep what it frees. The channel is where Node expects the one to its parent.
+ENVIRONMENT: Final = {
+    "NODE_ENV": "production",
+    "TZ": "UTC",
+    "MALLOC_ARENA_MAX": "1",
+    "NODE_CHANNEL_FD": str(CHANNEL_FD),
+}
 #: What each layer prevents, in the order in which they are built and documented.
 PREVENTS: Final = {
     "memory": "a cell that grows past its ceiling taking the machine with it before it is noticed",
@@ -79,7 +84,7 @@ class Hardening:
             argv += ["--permission", "--allow-addons", "--no-warnings", f"--allow-fs-read={runner}/*"]
             # Looked for by the loader of native modules.
             argv += ["--allow-fs-read=/etc/alpine-release"]
-        argv += [f"{runner}/cell.mjs", "3", "4"]
+        argv += [f"{runner}/{CELL.relative_to(RUNNER)}", "3", "4"]
         executable = [node, *self._libraries]
         return Plan(
             argv=argv,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -18,13 +19,21 @@ RUNNER: Final = Path(__file__).parent / "runner"
 #: The same where code is made and where it is used: V8 refuses code made under other flags. Chosen by
 #: measurement, see docs/decisions/0006-v8-flags.md.
 #: ``--no-node-snapshot``: isolated-vm's isolates and Node's own must not start from different snapshots.
-NODE_FLAGS: Final = ("--no-node-snapshot",)
-#: Built from ``runner/bootstrap`` when a checkout is set up.
+NODE_FLAGS: Final = (
+    "--no-node-snapshot",
+    "--no-sparkplug",
+    "--no-short-builtin-calls",
+    "--max-semi-space-size=1",
+)
+#: Built by ``runner/build.mjs`` when a checkout is set up: the cell's program, and what its isolates run first.
+CELL: Final = RUNNER / "built" / "cell.cjs"
 BOOTSTRAP: Final = RUNNER / "built" / "bootstrap.js"
 #: Makes the bootstrap's code cache; prints it.
 BOOTSTRAP_MAKER: Final = RUNNER / "bootstrap-code.mjs"
 BOOTSTRAP_MAKER_S: Final = 30.0
 
+#: Key and nonce of ChaCha20, from which a cell makes the seeds of its isolates' random numbers.
+SEED_BYTES: Final = 40
 KEEP_CODE: Final = 1
 WARM_UP: Final = 2
 FORM_SOURCE: Final = b"\x00"
@@ -87,7 +96,7 @@ class Loading:
             waiting_since: when its first call began to wait for the process, `time.monotonic`; 0 if none does.
         """
         flags = (KEEP_CODE if self._code else 0) | (WARM_UP if self.warm_up else 0)
-        return OPTIONS_HEAD.pack(flags, waiting_since * 1000) + self._bootstrap
+        return OPTIONS_HEAD.pack(flags, waiting_since * 1000) + os.urandom(SEED_BYTES) + self._bootstrap
 
     def program(self, tenant: str, source: bytes) -> bytes:
         """The last part of a LOAD frame: what was kept of this source, or the source."""
@@ -175,7 +184,7 @@ def engine(node: Path) -> bytes:
     """Stands for the Node binary, its flags and the runner's files in the names of code."""
     status = node.stat()
     total = hashlib.sha256(repr((NODE_FLAGS, status.st_size, status.st_mtime_ns)).encode())
-    for path in (BOOTSTRAP, *sorted(RUNNER.iterdir())):
-        if path.suffix in (".js", ".mjs") or path.name == "package-lock.json":
+    for path in (BOOTSTRAP, CELL, *sorted(RUNNER.iterdir())):
+        if path.suffix in (".js", ".cjs", ".mjs") or path.name == "package-lock.json":
             total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.digest()

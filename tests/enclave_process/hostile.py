@@ -181,7 +181,7 @@ ESCAPES = [
             () => ctx.secrets.MISSING, () => setTimeout(1), () => new TextDecoder('x'), () => queueMicrotask(1)]) {
             try { await work() } catch (error) {
               look(error, 'error', 9);
-              if (/(\\/|file:|node:|\\.mjs|bootstrap\\.js:)/.test(`${error.stack}`)) found.push(error.stack);
+              if (/(\\/|file:|node:|\\.[cm]js|bootstrap\\.js:)/.test(`${error.stack}`)) found.push(error.stack);
             }
           }
           return found""",

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from neolayer_enclave.__main__ import bundled_node
-from neolayer_enclave.loading import BOOTSTRAP
+from neolayer_enclave.loading import BOOTSTRAP, CELL, RUNNER
 from tests.enclave_process.host import Host, logs, output
 from tests.enclave_process.javascript import by_node, evaluate
 
 # --- the script itself --------------------------------------------------------------------------------------
 
 
-def test_the_script_of_the_isolates_is_what_the_sources_make(tmp_path: Path) -> None:
-    again = tmp_path / "bootstrap.js"
+def test_what_cells_load_is_what_the_sources_make(tmp_path: Path) -> None:
     node = bundled_node()
     assert node
-    subprocess.run([node, BOOTSTRAP.parent.parent / "build.mjs", again], check=True)
-    assert again.read_bytes() == BOOTSTRAP.read_bytes()
-    assert again.read_bytes().isascii()
+    subprocess.run([node, RUNNER / "build.mjs", tmp_path], check=True)
+    for built in (BOOTSTRAP, CELL):
+        assert (tmp_path / built.name).read_bytes() == built.read_bytes()
+    assert BOOTSTRAP.read_bytes().isascii()
 
 
 async def test_a_global_is_found_under_its_name_and_can_be_replaced(host: Host) -> None:

@@ -125,7 +125,7 @@ async def end_of(host: Host, neighbour: Neighbour, bundle: str, program: Program
     )
     for secret in (NEIGHBOURS_SECRET, OTHERS_SECRET):
         assert secret.encode() not in shown
-    assert not re.search(rb"\.mjs|node:|/runner/|isolated-vm", shown)
+    assert not re.search(rb"\.[cm]js|node:|/runner/|isolated-vm", shown)
     assert neighbour.wrong == []
     return result
 

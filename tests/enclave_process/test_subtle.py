@@ -59,9 +59,10 @@ async def test_random_bytes_look_random_across_new_seeds(host: Host) -> None:
 GENERATOR = """
 const [script, first, second] = process.argv.slice(1);
 const vm = require('node:vm'), realm = vm.createContext({});
-const bootstrap = vm.runInContext(require('node:fs').readFileSync(script, 'utf8'), realm);
+const entries = vm.runInContext(require('node:fs').readFileSync(script, 'utf8'), realm);
 const latin1 = (hex) => Buffer.from(hex, 'hex').latin1Slice();
-const { install, run, seed, take } = bootstrap(() => {}, 'f.js', '{}', latin1(first));
+const { begin, install, run, seed, take } = entries;
+begin(() => {}, 'f.js', '{}', latin1(first));
 const draw = vm.runInContext(`(length) => {
   let hex = '';
   for (const byte of crypto.getRandomValues(new Uint8Array(length))) hex += byte.toString(16).padStart(2, '0');

@@ -1,7 +1,8 @@
 // Prints the code cache of the bootstrap, made after a function has used what most functions use.
 
+import { randomBytes } from 'node:crypto';
 import { writeSync } from 'node:fs';
-import { Blank } from './realm.mjs';
+import { Blank, seedRealms } from './realm.mjs';
 
 const EXERCISE = `(async function () {
   return async (input, ctx) => {
@@ -14,6 +15,7 @@ const EXERCISE = `(async function () {
   };
 })`;
 
+seedRealms(randomBytes(40));
 const blank = new Blank(128, null);
 const { isolate, realm } = blank;
 realm.open(() => {}, 'function.js', '{}');

@@ -11,7 +11,7 @@
 //   CANCEL   -
 //   CHECK    JSON {file, source, limits}
 //   OPTIONS  u8 (1 keep code, 2 warm up) | f64 since when its first call waits for this process (CLOCK_MONOTONIC, ms;
-//            0: no call does) | code cache of the bootstrap, may be empty
+//            0: no call does) | 40 random bytes | code cache of the bootstrap, may be empty
 //   WARM     u32 bundle                                    id: of the request, as in WARMED
 //   SHRINK   u32 MB that idle isolates may hold
 //   LEAVE    -                                             no more calls past the enclave
@@ -36,7 +36,7 @@ import { CpuClock } from './clock.mjs';
 import { DirectCalls } from './direct.mjs';
 import { FROM_CELL, Frames, TO_CELL } from './frames.mjs';
 import { FunctionIsolate } from './isolate.mjs';
-import { Blank } from './realm.mjs';
+import { Blank, seedRealms } from './realm.mjs';
 import { Redactor } from './redact.mjs';
 
 const WATCH_MS = 10;
@@ -58,6 +58,8 @@ const COLD = 1;
 const FAILED = 2;
 const FORM_SOURCE = 0, FORM_CHECKED = 1, FORM_EXERCISED = 2, FORM_QUICK = 4;
 const KEEP_CODE = 1, WARM_UP = 2;
+// Of OPTIONS, where the random bytes and the code begin.
+const SEED_AT = 9, BOOTSTRAP_AT = 49;
 const WHY_CALL = 0, WHY_WARM = 1, WHY_WORN = 2;
 const WARM_FAILED = 0, WARM_MADE = 1, WARM_WAS_THERE = 2;
 const MAX_CODE_BYTES = 4 * 1024 * 1024;
@@ -353,7 +355,8 @@ function setOptions(data, at, end) {
   warmsUp = (data[at] & WARM_UP) !== 0;
   const since = data.readDoubleLE(at + 1);
   if (since > 0) processMs = Math.max(0, upAt - since);
-  const codeAt = at + 9;
+  const codeAt = at + BOOTSTRAP_AT;
+  seedRealms(data.subarray(at + SEED_AT, codeAt));
   if (end > codeAt) bootstrapCode = data.buffer.slice(data.byteOffset + codeAt, data.byteOffset + end);
   makeBlank();
 }

@@ -26,7 +26,7 @@ export async function prepare(isolate, source, file) {
 // it does not fit. `here`: on this thread.
 export async function compile(isolate, text, file, cached, here) {
   const options = { filename: file, lineOffset: LINE_OFFSET };
-  if (cached !== null) options.cachedData = new ivm.ExternalCopy(toArrayBuffer(cached));
+  if (cached !== null) options.cachedData = moved(cached);
   // The copy is given back at once: its memory is outside of the heap that decides when to collect.
   try {
     return here ? isolate.compileScriptSync(text, options) : await isolate.compileScript(text, options);
@@ -78,6 +78,8 @@ function isFurther(one, other) {
   return one.line > other.line || (one.line === other.line && one.column > other.column);
 }
 
-function toArrayBuffer(buffer) {
-  return buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.length);
+// A copy of a Buffer's bytes that is given away: no second one is made.
+function moved(buffer) {
+  const bytes = buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.length);
+  return new ivm.ExternalCopy(bytes, { transferList: [bytes] });
 }

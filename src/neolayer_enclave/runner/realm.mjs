@@ -1,13 +1,26 @@
 // A context with our bootstrap in it: what one function, or one call of it, sees as its world.
 
-import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { setFlagsFromString } from 'node:v8';
+import { rngChacha20 } from '@noble/ciphers/chacha.js';
 import ivm from 'isolated-vm';
 import { InvalidFunction, loadingError } from './errors.mjs';
 
 export const BOOTSTRAP = readFileSync(new URL('./built/bootstrap.js', import.meta.url), 'utf8');
 const BOOTSTRAP_FILE = 'neolayer:bootstrap';
-const ENTRIES = ['install', 'installed', 'run', 'deliver', 'fire', 'forget', 'take', 'seed'];
+const ENTRIES = ['begin', 'install', 'installed', 'run', 'deliver', 'fire', 'forget', 'take', 'seed'];
+
+// Node's own heap keeps its young generation at 1 MB, by loading.NODE_FLAGS: what a cell does for a call is soon
+// garbage. Functions get V8's default, which is read when their isolates are made.
+setFlagsFromString('--max-semi-space-size=0');
+
+let seeds = null;
+
+// Before the first realm is opened: 40 random bytes, of which the seeds of all realms are made. Not by node:crypto,
+// which is 2 MB that every process would hold for this alone.
+export function seedRealms(bytes) {
+  seeds = rngChacha20(Uint8Array.from(bytes));
+}
 
 // A new isolate with a realm that nobody owns yet. `cached` is the bootstrap's code cache as an ArrayBuffer, or null.
 export class Blank {
@@ -33,20 +46,18 @@ export class Blank {
 // Made on the main thread: it takes less time than a hop to another one. Nothing may run in the isolate meanwhile.
 export class Realm {
   #context;
-  #main;
 
   constructor(isolate, bootstrap) {
     this.#context = isolate.createContextSync();
-    this.#main = bootstrap.runSync(this.#context, { reference: true });
+    const entries = bootstrap.runSync(this.#context, { reference: true });
+    for (const name of ENTRIES) this[name] = entries.getSync(name, { reference: true });
+    entries.release();
   }
 
   // streamLog(id, line) gets log lines at once while an entry runs on another thread.
   open(streamLog, file, secrets) {
     const callback = new ivm.Callback(streamLog, { ignored: true });
-    const entries = this.#main.applySync(undefined, [callback, file, secrets, newSeed()], { result: { reference: true } });
-    for (const name of ENTRIES) this[name] = entries.getSync(name, { reference: true });
-    entries.release();
-    this.#main.release();
+    this.begin.applySync(undefined, [callback, file, secrets, newSeed()]);
   }
 
   // Runs the function's top level on another thread, or here. Throws what isolated-vm throws at limits.
@@ -82,12 +93,12 @@ export class Realm {
   }
 
   release() {
-    for (const name of ENTRIES) this[name]?.release();
+    for (const name of ENTRIES) this[name].release();
     this.#context.release();
   }
 }
 
 // For the random generator of one realm: key and nonce of ChaCha20, one byte a character.
 function newSeed() {
-  return randomBytes(40).latin1Slice();
+  return Buffer.from(seeds.randomBytes(40)).latin1Slice();
 }

@@ -6,8 +6,7 @@
 
 import { InvalidFunction } from './errors.mjs';
 
-// There is no WebAssembly in a process without a JIT.
-const { init, parse } = await import(typeof WebAssembly === 'undefined' ? 'es-module-lexer/js' : 'es-module-lexer');
+let parse;
 
 // Strict as modules are, and nothing of it is global. On a line of its own, which compile.mjs takes off the positions.
 const PROLOGUE = '(async function () { "use strict";\n';
@@ -31,7 +30,7 @@ const EMPTY_CLAUSE = new RegExp(String.raw`\bexport${SPACE}\{${SPACE}\}`, 'g');
 
 // Returns the script's text. Throws InvalidFunction `import_not_supported`.
 export async function toScript(module) {
-  await init;
+  parse ??= await loadLexer();
   const [imports, exports] = lex(module);
   for (const { type, importStart } of imports) {
     const what = type === 'import-meta' ? 'import.meta' : 'import()';
@@ -53,6 +52,13 @@ export async function toScript(module) {
   for (const [start, end] of emptyClauses(module)) edits.blank(start, end);
   if (module.startsWith('#!')) edits.replace(0, 2, '//');
   return `${PROLOGUE}${edits.apply()}\n;return ${entry};\n})`;
+}
+
+// When the first source comes: most cells get scripts that are ready. There is no WebAssembly in a process without a JIT.
+async function loadLexer() {
+  const lexer = await (typeof WebAssembly === 'undefined' ? import('es-module-lexer/js') : import('es-module-lexer'));
+  await lexer.init;
+  return lexer.parse;
 }
 
 // Returns the name under which the scope knows the default export.

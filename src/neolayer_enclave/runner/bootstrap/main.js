@@ -1,6 +1,6 @@
 // What every isolate runs first: the globals of a function and the way in and out.
 //
-// The runner calls the functions returned at the end ("entries"), one at a time per isolate. Nothing runs
+// The runner calls the functions at the end ("entries"), one at a time per isolate. Nothing runs
 // between entries. What has to leave is collected as text (see calls.js) and fetched by `take` after each entry, so
 // that the isolate holds no way to call out, and every continuation runs inside an entry with a time limit. The only
 // exception is `streamLog`, see console.js.
@@ -16,13 +16,16 @@ import { nameFile } from './failures.js';
 import { installGlobals } from './globals.js';
 import { seed } from './random.js';
 
-// streamLog(call, line); file: the function's name in stacks; secretsText: JSON; seedText: as `seed` takes it.
-export function bootstrap(streamLog, file, secretsText, seedText) {
+// Before anything else is entered. streamLog(call, line); file: the function's name in stacks; secretsText: JSON;
+// seedText: as `seed` takes it.
+function begin(streamLog, file, secretsText, seedText) {
   streamTo(streamLog);
   nameFile(file);
   grant(secretsText);
   seed(seedText);
-  open(contextOf);
-  installGlobals();
-  return { install, installed, run, deliver, fire, forget, take, seed };
 }
+
+// All that does not depend on the function is done by now, so that it can be done before there is one.
+open(contextOf);
+installGlobals();
+export const entries = { __proto__: null, begin, install, installed, run, deliver, fire, forget, take, seed };
