@@ -208,7 +208,7 @@ def scored(node: Node, others: list[Node], now_s: float) -> float:
 
 
 def shown(urls: Iterable[str]) -> dict[str, str]:
-    """Names of nodes: gateways take keys as user, path or query, so these are left out, and equal ones numbered."""
+    """Names of nodes: without user, path and query, where gateways take keys; equal ones are numbered."""
     names: dict[str, str] = {}
     for url in urls:
         parts = urlsplit(url)
