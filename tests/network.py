@@ -76,6 +76,10 @@ class Network:
         """Of the proxies, the validator's first."""
         return [node.proxy.url for node in self.nodes]
 
+    def node_of(self, url: str | None) -> NetworkNode:
+        """That one behind the proxy with this URL."""
+        return next(node for node in self.nodes if node.proxy.url == url)
+
     async def start(self) -> None:
         await self.validator.run(self.devnet.command)
         for node in self.followers:
