@@ -6,6 +6,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
+from itertools import takewhile
+from operator import is_not
 from typing import Any, Final
 
 import stamina
@@ -148,11 +151,16 @@ class Asker:
                 wait_s = None if patience_s is None else max(0.0, asked_s + patience_s - time.monotonic())
                 done, _ = await asyncio.wait(running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
+                    asked_before = [running[other] for other in takewhile(partial(is_not, task), running)]
                     node = running.pop(task)
                     try:
-                        return self._won(task.result(), node)
+                        answer = task.result()
                     except NodeFailed as failure:
                         failures.append((node, failure))
+                        continue
+                    for slower in asked_before:
+                        slower.overtaken(question.label, time.monotonic())
+                    return self._won(answer, node)
                 if not done:
                     if reason == "hedge":
                         hedged = True

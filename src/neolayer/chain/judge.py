@@ -32,7 +32,8 @@ class Testimony(msgspec.Struct, frozen=True):
     """What one probe of a node brought."""
 
     height: int
-    #: Its hash of `Judge.reference`; None: not asked, or it has no such block.
+    #: What `Judge.reference` was when it was asked, and its hash of that block; None: it has no such block.
+    reference: int | None = None
     reference_hash: str | None = None
     #: A height that it told, this time or the last time, and of which it has no block.
     false_claim: int | None = None
@@ -107,7 +108,7 @@ class Judge:
             fault = f"it said its height was {testimony.false_claim} and has no such block"
         node.told_height(testimony.height, now_s)
         self._heights[node.url] = testimony.height
-        if testimony.reference_hash is not None:
+        if testimony.reference_hash is not None and testimony.reference == self.reference:
             self._votes[node.url] = testimony.reference_hash
         if fault is not None:
             self.exclude(node, fault)
@@ -164,7 +165,7 @@ class Judge:
                 if count > len(votes) / 2 and votes.get(node.url, hash_) != hash_:
                     fault = f"its block {self.reference} is not that of {count} of {len(votes)} nodes"
                     self.exclude(node, fault)
-        if len(votes) == len(live) or now_s >= self._reference_until:
+        if self.reference is None or len(votes) == len(live) or now_s >= self._reference_until:
             self.reference = self.height(now_s)
             self._reference_until = now_s + REFERENCE_S
             self._votes = {}

@@ -20,6 +20,8 @@ FAILOVER_S: Final = 1.0
 #: Before a hedge when the node's own p95 is not known yet, and at least; seconds.
 HEDGE_DEFAULT_S: Final = 0.25
 HEDGE_MIN_S: Final = 0.01
+#: Times in a row that another node answers first until that counts as a failure.
+OVERTAKEN: Final = 3
 #: A p95 of fewer answers is noise.
 _P95_SAMPLES: Final = 20
 #: Answers after which a p95 is computed anew, so that it costs the request path nearly nothing.
@@ -80,6 +82,7 @@ class Node:
         self.last_error_at: float | None = None
         #: See `scored`; 1 is best.
         self.score = 1.0
+        self._overtaken = 0
 
     def __repr__(self) -> str:
         return f"<Node {self.name} {self.state(time.monotonic())} height={self.height} score={self.score:.2f}>"
@@ -130,6 +133,7 @@ class Node:
         self.breaker.succeeded()
         self.limit.grow()
         self.heard_at = now_s
+        self._overtaken = 0
         CALLS.labels(self.name, label, "answered").inc()
 
     def failed(self, label: str, failure: NodeFailed, seconds: float, now_s: float) -> None:
@@ -150,9 +154,7 @@ class Node:
             self.version = None
         if failure.kind == "timeout":
             self._observe(label, seconds, now_s)
-        self.outcomes.failed(now_s)
-        answers, failures = self.outcomes.counts(now_s)
-        self.breaker.failed(now_s, failures=failures, calls=answers + failures)
+        self._hurt(failure, now_s)
 
     def abandoned(self, label: str, seconds: float, now_s: float) -> None:
         """Another node was faster, or the caller left: it takes at least that long, if that tells anything."""
@@ -162,6 +164,24 @@ class Node:
             self._observe(label, seconds, now_s)
         if seconds >= FAILOVER_S:
             self.failed(label, NodeFailed("timeout", f"no answer within {seconds:.1f} s"), seconds, now_s)
+
+    def overtaken(self, label: str, now_s: float) -> None:
+        """Another node answered first although this one was asked before it.
+
+        That happens to one read in twenty. One that answers nothing in between for the third time hangs, and is
+        found out by its failures before the hedges are used up.
+        """
+        self._overtaken += 1
+        if self._overtaken >= OVERTAKEN:
+            failure = NodeFailed("timeout", f"no answer to {self._overtaken} calls in a row")
+            CALLS.labels(self.name, label, failure.kind).inc()
+            self._hurt(failure, now_s)
+
+    def _hurt(self, failure: NodeFailed, now_s: float) -> None:
+        self.last_error, self.last_error_at = str(failure), time.time()
+        self.outcomes.failed(now_s)
+        answers, failures = self.outcomes.counts(now_s)
+        self.breaker.failed(now_s, failures=failures, calls=answers + failures)
 
     def _observe(self, label: str, seconds: float, now_s: float) -> None:
         figures = self.methods.get(label)

@@ -95,6 +95,7 @@ class NodePool:
         """Start probing, at the first use."""
         if self._options.select and not self._probers:
             self._probers = [asyncio.create_task(self._keep_probing(node)) for node in self.nodes]
+            self._probers.append(asyncio.create_task(self._meet()))
 
     async def close(self) -> None:
         for task in self._probers:
@@ -190,8 +191,16 @@ class NodePool:
 
     # --- probing ---
 
+    async def _meet(self) -> None:
+        """Let the first node that answers set the network, in the order in which they were set."""
+        while self.network is None:
+            for node in self.nodes:
+                with contextlib.suppress(NodeFailed):
+                    await self.introduce(node)
+                    return
+            await asyncio.sleep(self._options.probe_s)
+
     async def _keep_probing(self, node: Node) -> None:
-        # Until a caller has met the first node that answers, which sets the network.
         if self.network is None:
             await self._network_known.wait()
         version_due_s = 0.0
@@ -235,4 +244,4 @@ class NodePool:
             false_claim = height if isinstance(shown, RpcError) else false_claim
         vote = results[1] if reference is not None else None
         hash_ = str(Hash256.parse(vote)) if isinstance(vote, str) else None
-        self.judge.hear(node, Testimony(height, hash_, false_claim), time.monotonic())
+        self.judge.hear(node, Testimony(height, reference, hash_, false_claim), time.monotonic())
