@@ -152,7 +152,7 @@ class NodePool:
             done.exception()  # seen, also when everybody who asked has left
 
     async def _ask_version(self, node: Node) -> Version:
-        (reply,) = await self._measured(node, [("getversion", ())])
+        (reply,) = await self._measured(node, "getversion", [("getversion", ())])
         try:
             version = Version.from_json(reply)
         except (KeyError, TypeError) as error:
@@ -169,9 +169,8 @@ class NodePool:
         node.version, node.user_agent, node.stranger = version, version.user_agent, None
         return version
 
-    async def _measured(self, node: Node, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+    async def _measured(self, node: Node, label: str, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """Results and `RpcError`s of calls of our own, counted as those of callers are."""
-        label = calls[0][0] if len(calls) == 1 else "probe"
         request = Request(calls, batch=len(calls) > 1, heights=False)
         begun_s = time.monotonic()
         try:
@@ -231,7 +230,7 @@ class NodePool:
         calls: list[tuple[str, Sequence[Any]]] = [("getblockcount", ())]
         # In one batch: a node cannot move between the questions, and it is one request.
         calls += [("getblockhash", [index]) for index in (reference, told) if index is not None]
-        results = await self._measured(node, calls)
+        results = await self._measured(node, "probe", calls)
         if not isinstance(results[0], int):
             raise NodeFailed("garbage", f"getblockcount: {results[0]}")
         height = results[0] - 1
@@ -240,7 +239,7 @@ class NodePool:
             false_claim = told
         if told is None or height > told + self._options.lag_blocks:
             # A leap is believed only with the block to show for it.
-            (shown,) = await self._measured(node, [("getblockhash", [height])])
+            (shown,) = await self._measured(node, "getblockhash", [("getblockhash", [height])])
             false_claim = height if isinstance(shown, RpcError) else false_claim
         vote = results[1] if reference is not None else None
         hash_ = str(Hash256.parse(vote)) if isinstance(vote, str) else None
