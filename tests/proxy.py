@@ -6,6 +6,7 @@ its first method.
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from aiohttp import web
 
 #: Decides by the method's name what happens to a request.
 type Rule = Callable[[str], bool]
-#: Changes the result of one call: method and result → result.
+#: Changes the result of one call: method and result → result. Events of blocks come as method ``block_added``.
 type Rewrite = Callable[[str, Any], Any]
 
 
@@ -144,6 +145,13 @@ class NodeProxy:
                 reply["result"] = self.rewrite(methods[reply["id"]], reply["result"])
         return answer
 
+    def _rewritten_event(self, text: str) -> str:
+        event = json.loads(text)
+        if self.rewrite is unchanged or event.get("method") != "block_added":
+            return text
+        event["params"][0] = self.rewrite("block_added", event["params"][0])
+        return json.dumps(event)
+
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None
         if not self.websockets:
@@ -171,7 +179,7 @@ class NodeProxy:
         with contextlib.suppress(ConnectionError):
             async for message in far:
                 if not self.mute:
-                    await near.send_str(message.data)
+                    await near.send_str(self._rewritten_event(message.data))
         await near.close()
 
 

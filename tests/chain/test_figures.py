@@ -159,6 +159,17 @@ def test_scores_order_nodes_as_their_callers_would() -> None:
     assert scored(slow, all_, 300.0) == 1.0, "after a minute without calls it has its chance again"
 
 
+def test_what_only_one_node_was_asked_tells_nothing_and_probes_do() -> None:
+    """Callers stay with one node: that others have no figures for their calls must not hide how slow it became."""
+    slow, idle = node("http://a", 0.002), node("http://b", 0.002)
+    for _ in range(500):
+        slow.answered("invokescript", 0.3, 100.0)
+    assert scored(slow, [slow, idle], 100.0) == 1.0
+    for _ in range(10):
+        slow.answered("getblockcount", 0.3, 100.0)
+    assert scored(slow, [slow, idle], 100.0) > 3
+
+
 def test_differences_that_nobody_feels_do_not_decide() -> None:
     fast, other = node("http://a", 0.0003), node("http://b", 0.0012)
     assert scored(other, [fast, other], 100.0) < 1.2

@@ -11,6 +11,7 @@ import pytest
 from neolayer.chain.asking import fenced
 from neolayer.chain.errors import NodeUnavailable, RpcError
 from neolayer.chain.follower import BlockFollower
+from neolayer.chain.header import hash_of_block
 from neolayer.chain.rpc import RpcClient
 from neolayer.chain.scripts import GAS, build_script, transfer
 from neolayer.chain.views import NodeView
@@ -170,12 +171,25 @@ async def test_a_network_without_websockets_is_polled_by_majority(network: Netwo
 # --- lying ---
 
 
+#: Blocks that the liar has made up, by the true ones' hashes.
+FORGED: dict[str, str] = {}
+
+
 def other_block_hashes(method: str, result: Any) -> Any:
     """As a node on a fork of its own."""
     if method == "getblockhash":
-        return result[:-4] + "beef"
-    if method == "getblock":
-        return result | {"hash": result["hash"][:-4] + "beef"}
+        return FORGED.get(result, result[:-4] + "beef")
+    if method in ("getblock", "block_added"):
+        forged = result | {"time": result["time"] + 1}
+        FORGED[result["hash"]] = forged["hash"] = str(hash_of_block(forged))
+        return forged
+    return result
+
+
+def hidden_transactions(method: str, result: Any) -> Any:
+    """Blocks under their true hashes that do not show what is in them; here one that does not exist."""
+    if method in ("getblock", "block_added"):
+        return result | {"tx": [*result["tx"], {"hash": "0x" + 64 * "7"}]}
     return result
 
 
@@ -194,9 +208,10 @@ async def test_a_lying_node_is_excluded_and_comes_back(
     """Nothing is confirmed by it, reads go elsewhere, and it is believed again after ten good probes."""
     client = client_of(network.urls, probe_s=0.1)
     ledger = Ledger()
-    async with following(BlockFollower(client, ledger)):
-        await until(lambda: len(ledger.blocks) > 1)
-        liar = network.node_of(client.url)
+    follower = BlockFollower(client, ledger)
+    async with following(follower):
+        await until(lambda: len(ledger.blocks) > 1 and follower.connected == "websocket")
+        liar = network.node_of(follower.source)
         liar.proxy.rewrite = rewrite
         view = await eventually(client, liar, "excluded")
         assert reason in (view.reason or "")
@@ -210,6 +225,38 @@ async def test_a_lying_node_is_excluded_and_comes_back(
         await eventually(client, liar, "ok")
     assert not ledger.rewound
     await ledger.is_the_chain_of(client)
+
+
+async def test_no_block_is_believed_before_the_majority_has_it(network: Network, client_of: NewClient) -> None:
+    """The followed node tells of blocks of its own, sound in themselves, before any probe could catch it."""
+    client = client_of(network.urls, probe_s=30.0)
+    ledger = Ledger()
+    follower = BlockFollower(client, ledger)
+    async with following(follower):
+        await until(lambda: len(ledger.blocks) > 1 and follower.connected == "websocket")
+        liar, last = network.node_of(follower.source), ledger.blocks[-1].index
+        liar.proxy.rewrite = other_block_hashes
+        await until(lambda: ledger.blocks[-1].index > last + 2)
+        assert shown(client, liar).state == "excluded"
+    await ledger.is_the_chain_of(client)
+
+
+async def test_a_block_with_other_content_under_its_hash_is_refused(
+    network: Network, client_of: NewClient
+) -> None:
+    client = client_of(network.urls)
+    ledger = Ledger()
+    follower = BlockFollower(client, ledger)
+    async with following(follower):
+        await until(lambda: len(ledger.blocks) > 1 and follower.connected == "websocket")
+        liar, last = network.node_of(follower.source), ledger.blocks[-1].index
+        liar.proxy.rewrite = hidden_transactions
+        await until(lambda: follower.source != liar.proxy.url)
+        await until(lambda: ledger.blocks[-1].index > last + 2)
+    assert not any(block.transactions for block in ledger.blocks)
+    alone = client_of([liar.proxy.url])
+    with pytest.raises(NodeUnavailable, match="another content"):
+        await alone.get_block(last)
 
 
 async def test_when_no_node_is_fit_all_are_used_and_it_shows(network: Network, client_of: NewClient) -> None:

@@ -1,9 +1,12 @@
 """Answers of Neo nodes as types."""
 
+import struct
 from typing import Any, Final, Literal
 
 import msgspec
 
+from neolayer.chain.errors import BadAddress, NodeUnavailable
+from neolayer.chain.header import hash_of_block
 from neolayer.core.types import Hash256
 
 
@@ -123,7 +126,17 @@ SEND_KINDS: Final[dict[int, SendKind]] = {
 
 
 def block_from_json(block: dict[str, Any]) -> Block:
-    """A block of ``getblock`` or of the event ``block_added``."""
+    """A block of ``getblock`` or of the event ``block_added``.
+
+    Raises:
+        NodeUnavailable: it is not the block whose hash it names.
+    """
+    try:
+        genuine = hash_of_block(block) == Hash256.parse(block["hash"])
+    except (KeyError, TypeError, ValueError, struct.error, BadAddress) as error:
+        raise NodeUnavailable(f"a node's block cannot be read: {type(error).__name__}: {error}") from None
+    if not genuine:
+        raise NodeUnavailable(f"a node gives block {block['hash']} another content than that of this hash")
     return Block(
         index=block["index"],
         hash=Hash256.parse(block["hash"]),

@@ -201,13 +201,13 @@ class Node:
 #: Keeps differences that nobody feels from deciding; seconds.
 _UNFELT_S: Final = 0.005
 #: Answers that are taken to have been as fast as the best, so that the first few do not decide.
-_PRIOR: Final = 10
+_PRIOR: Final = 5
 
 
 def scored(node: Node, others: list[Node], now_s: float) -> float:
     """How much more than the best node's its answers cost, for the same methods; 1 is best.
 
-    The mean over the methods it answered in the last minute of its latency's ratio to the shortest of any node,
+    The mean over the methods that it and others answered in the last minute of its latency's ratio to the shortest of any node,
     weighted by the number of answers, and of `_PRIOR` ones; times penalties: ten times the error rate, and one for
     each block of lag.
     """
@@ -217,11 +217,17 @@ def scored(node: Node, others: list[Node], now_s: float) -> float:
         own_s = figures.latency.ewma_s
         if not weight or own_s is None:
             continue
-        best_s = own_s
-        for other in others:
-            theirs = other.methods.get(label)
-            if theirs is not None and theirs.latency.ewma_s is not None and theirs.latency.count(now_s):
-                best_s = min(best_s, theirs.latency.ewma_s)
+        compared = [
+            theirs.latency.ewma_s
+            for other in others
+            if other is not node
+            and (theirs := other.methods.get(label)) is not None
+            and theirs.latency.ewma_s is not None
+            and theirs.latency.count(now_s)
+        ]
+        if not compared:
+            continue  # nobody else was asked this: probes tell them apart
+        best_s = min(own_s, *compared)
         total += weight * (own_s + _UNFELT_S) / (best_s + _UNFELT_S)
         weights += weight
     return total / weights * (1 + 10 * node.outcomes.error_rate(now_s)) * (1 + node.lag)
