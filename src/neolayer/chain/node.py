@@ -208,8 +208,8 @@ def scored(node: Node, others: list[Node], now_s: float) -> float:
     """How much more than the best node's its answers cost, for the same methods; 1 is best.
 
     The mean over the methods that it and others answered in the last minute of its latency's ratio to the shortest
-    of any node, weighted by the number of answers, and of `_PRIOR` ones; times penalties: ten times the error rate,
-    and one for each block of lag.
+    of any node, weighted by the number of answers, and of `_PRIOR` ones; times penalties: ten times the error
+    rate, and one for each block of lag.
     """
     total = weights = float(_PRIOR)
     for label, figures in node.methods.items():
