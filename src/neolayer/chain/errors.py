@@ -22,6 +22,12 @@ class WrongNetwork(ServiceError):
     status = 503
 
 
+class BlockDisputed(Unavailable):
+    """The Neo nodes do not agree on a block: nothing is concluded from it."""
+
+    code = "block_disputed"
+
+
 class ChainDiverged(ServiceError):
     """The node's chain and the recorded blocks have no block in common."""
 

@@ -4,13 +4,18 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import aiohttp
 import msgspec
 
+from neolayer.chain.answers import Block, block_from_json
+from neolayer.chain.asking import fenced
 from neolayer.chain.errors import ChainDiverged, NodeUnavailable
-from neolayer.chain.rpc import Block, RpcClient, block_from_json
+from neolayer.chain.node import Node
+from neolayer.chain.rpc import RpcClient
+from neolayer.core.errors import Unavailable
 from neolayer.core.types import Hash256
 
 log = logging.getLogger(__name__)
@@ -19,8 +24,18 @@ log = logging.getLogger(__name__)
 BATCH: Final = 16
 #: Longest wait before the next attempt after failures; seconds.
 BACKOFF_MAX_S: Final = 5.0
-#: For the WebSocket handshake and for the answer to the subscription; seconds.
-CONNECT_TIMEOUT_S: Final = 10.0
+#: For the WebSocket handshake and for the answer to the subscription; with the time to find out that a node hangs
+#: it keeps the change of nodes below 5 s; seconds.
+CONNECT_TIMEOUT_S: Final = 2.0
+#: After a connection ended, other nodes are preferred for this long; seconds.
+AVOID_S: Final = 30.0
+#: How often it is looked whether events are missing; seconds.
+LOOK_S: Final = 0.25
+#: Events may come this much later than probes tell of their block; seconds.
+OVERDUE_S: Final = 0.5
+#: Without any event for so many block times, and at least so long, the nodes are asked; seconds.
+SILENCE_BLOCK_TIMES: Final = 3
+SILENCE_MIN_S: Final = 2.0
 #: How often a node without WebSocket is asked whether it has one now; seconds.
 WEBSOCKET_RETRY_S: Final = 60.0
 #: A block of neo-go's default 2 MiB is up to about four times that as JSON; bytes.
@@ -88,7 +103,11 @@ class BlockFollower:
         self.connected: Literal["websocket", "polling", "down"] = "down"
         #: Why it is down.
         self.error: str | None = None
+        #: The node that tells of blocks, without credentials; None before the first one.
+        self.source: str | None = None
+        #: Monotonic times by URL; seconds.
         self._no_websocket_until: dict[str, float] = {}
+        self._avoided: dict[str, float] = {}
 
     @property
     def cursor(self) -> Cursor | None:
@@ -111,40 +130,51 @@ class BlockFollower:
                 # starting over from the stored cursor, and a follower that gave up would lose everything.
                 self.connected, self.error = "down", f"{type(error).__name__}: {error}"
                 failures = 1 if self._cursor != before else failures + 1
-                expected = isinstance(error, NodeUnavailable | aiohttp.ClientError | _Disconnected | OSError)
+                expected = isinstance(error, Unavailable | aiohttp.ClientError | _Disconnected | OSError)
                 log.warning("following the chain is interrupted: %s", self.error, exc_info=not expected)
             delay = min(BACKOFF_MAX_S, 0.1 * 2 ** min(failures, 10))
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
     async def _follow(self) -> None:
         self._cursor = await self._consumer.load_cursor()
-        self.height = await self._rpc.block_count() - 1  # asks, and so finds a node that is alive
+        self.height = await self._rpc.quorum.height()  # asks, and so finds nodes that are alive
         block_time_s = (await self._rpc.version()).ms_per_block / 1000
-        url = self._rpc.url
-        if time.monotonic() < self._no_websocket_until.get(url, 0):
-            await self._poll(block_time_s, until=self._no_websocket_until[url])
+        node = self._source()
+        if node is None:
+            await self._poll(block_time_s)
             return
+        # Whatever ends this, the next attempt prefers another node.
+        self._avoided[node.url] = time.monotonic() + AVOID_S
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 websocket = await self._rpc.session.ws_connect(
-                    _websocket_url(url),
+                    _websocket_url(node.url),
                     max_msg_size=_MAX_MESSAGE_BYTES,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1),
                 )
         except aiohttp.WSServerHandshakeError as error:
-            log.info("%s has no WebSocket (HTTP %s): polling", url, error.status)
-            self._no_websocket_until[url] = time.monotonic() + WEBSOCKET_RETRY_S
+            log.info("%s has no WebSocket (HTTP %s): polling", node.name, error.status)
+            self._no_websocket_until[node.url] = time.monotonic() + WEBSOCKET_RETRY_S
             return
         async with websocket:
-            await self._listen(websocket, url, block_time_s)
+            await self._listen(websocket, node, block_time_s)
 
-    async def _poll(self, block_time_s: float, until: float) -> None:
-        while time.monotonic() < until:
+    def _source(self) -> Node | None:
+        """The best node to take events from; None when none of them is known to have any."""
+        now_s = time.monotonic()
+        order = self._rpc.pool.selection.ranking.order
+        if self._rpc.pool.trusts_one:
+            order = order[:1]
+        speaking = [node for node in order if now_s >= self._no_websocket_until.get(node.url, 0)]
+        return min(speaking, key=lambda node: now_s < self._avoided.get(node.url, 0), default=None)
+
+    async def _poll(self, block_time_s: float) -> None:
+        while self._source() is None:
             await self._catch_up()
             self.connected, self.error = "polling", None
             await asyncio.sleep(block_time_s)
 
-    async def _listen(self, websocket: aiohttp.ClientWebSocketResponse, url: str, block_time_s: float) -> None:
+    async def _listen(self, websocket: aiohttp.ClientWebSocketResponse, node: Node, block_time_s: float) -> None:
         subscribe = {"jsonrpc": "2.0", "id": 1, "method": "subscribe", "params": ["block_added"]}
         await websocket.send_str(msgspec.json.encode(subscribe).decode())
         reply = await self._receive(websocket, CONNECT_TIMEOUT_S)
@@ -152,27 +182,53 @@ class BlockFollower:
             raise _Disconnected(f"no subscription to blocks: {reply}")
         # Subscribed first, so that no block falls between the catching up and the first event.
         await self._catch_up()
-        self.connected, self.error = "websocket", None
+        self.connected, self.error, self.source = "websocket", None, node.name
+        watch = _Watch(max(SILENCE_BLOCK_TIMES * block_time_s, SILENCE_MIN_S))
         while True:
-            # Silence may be a node that stopped making blocks or a dead connection: asking tells them apart.
-            event = await self._receive(websocket, max(3 * block_time_s, 2.0))
+            event = await self._receive(websocket, LOOK_S)
             if event is None:
-                before = self._cursor
-                await self._catch_up()
-                if self._cursor != before or self._rpc.url != url:
-                    raise _Disconnected("events stopped coming")
-            elif event.get("method") == "event_missed":
+                self._check_source(node)
+                if watch.silent(self._overdue()):
+                    # It stopped making blocks, or stopped telling of them: asking tells these apart.
+                    before = self._cursor
+                    await self._catch_up()
+                    if self._cursor != before:
+                        raise _Disconnected("events stopped coming")
+                    watch.heard()
+                continue
+            watch.heard()
+            if event.get("method") == "event_missed":
                 await self._catch_up()
             elif event.get("method") == "block_added":
                 block = block_from_json(event["params"][0])
-                self.height = max(self.height or 0, block.index)
+                node.told_height(block.index, time.monotonic())
                 if self._cursor and (block.index, block.previous) == (
                     self._cursor.index + 1,
                     self._cursor.hash,
                 ):
+                    await self._rpc.quorum.confirm(block.index, block.hash, teller=node.url)
                     await self._process(block)
                 elif self._cursor is None or block.index > self._cursor.index or block.hash != self._cursor.hash:
                     await self._catch_up()
+
+    def _overdue(self) -> bool:
+        """A majority of the nodes has a block that no event has told of."""
+        height = self._rpc.pool.height()
+        return height is not None and self._cursor is not None and height > self._cursor.index
+
+    def _check_source(self, node: Node) -> None:
+        """
+        Raises:
+            _Disconnected: this node is not to be followed any more.
+        """
+        pool = self._rpc.pool
+        if pool.trusts_one:
+            if pool.first is not node:
+                raise _Disconnected(f"{pool.first.name} is used now")
+            return
+        now_s = time.monotonic()
+        if node not in pool.selection.ranking.order and node.state(now_s) != "limited":
+            raise _Disconnected(f"{node.name} is {node.state(now_s)}: {node.reason(now_s)}")
 
     async def _receive(
         self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float
@@ -187,19 +243,21 @@ class BlockFollower:
         return decoded
 
     async def _catch_up(self) -> None:
-        """Process everything up to the node's latest block."""
+        """Process everything up to the latest block that a majority of the nodes has."""
         while True:
-            self.height = await self._rpc.block_count() - 1
+            self.height = await self._rpc.quorum.height()
             cursor = await self._reconcile(self.height)
             if self.height <= cursor.index:
                 return
-            blocks = await self._rpc.get_blocks(cursor.index + 1, min(BATCH, self.height - cursor.index))
-            if not blocks:
-                # Another node answered than the one that told the height.
-                raise NodeUnavailable(f"{self._rpc.url} has no block {cursor.index + 1} yet")
+            count = min(BATCH, self.height - cursor.index)
+            blocks = await self._rpc.get_blocks(cursor.index + 1, count, min_height=cursor.index + count)
+            if not blocks or blocks[0].previous != cursor.hash:
+                # Another chain since we asked, or a node that makes blocks up.
+                raise NodeUnavailable(f"no node gives the block that follows {cursor.index}")
+            # Each names the one before it, so the last one vouches for all.
+            blocks = list(_linked(blocks))
+            await self._rpc.quorum.confirm(blocks[-1].index, blocks[-1].hash)
             for block in blocks:
-                if self._cursor is None or block.previous != self._cursor.hash:
-                    break  # another chain since we asked: reconcile again
                 await self._process(block)
 
     async def _reconcile(self, tip: int) -> Cursor:
@@ -209,7 +267,7 @@ class BlockFollower:
         """
         if self._cursor is None:
             index = tip if self._start_height is None else min(self._start_height - 1, tip)
-            first = Cursor(index, await self._rpc.block_hash(index)) if index >= 0 else _BEFORE_GENESIS
+            first = Cursor(index, await self._rpc.quorum.hash_at(index)) if index >= 0 else _BEFORE_GENESIS
             await self._consumer.start_at(first)
             self._cursor = first
         cursor = self._cursor
@@ -220,7 +278,7 @@ class BlockFollower:
                 if index == tip:
                     return cursor  # so far behind that we cannot compare: lagging until shown otherwise
                 break
-            if ours == await self._rpc.block_hash(index):
+            if ours == await self._rpc.quorum.hash_at(index):
                 # A node below the cursor that agrees with us up to its tip shows no other block: it lags.
                 if index == min(tip, cursor.index):
                     return cursor
@@ -231,10 +289,11 @@ class BlockFollower:
             index -= 1
         if cursor == _BEFORE_GENESIS:
             return cursor
-        raise ChainDiverged(f"no block in common with {self._rpc.url} down from {min(tip, cursor.index)}")
+        raise ChainDiverged(f"no block in common with the nodes down from {min(tip, cursor.index)}")
 
     async def _process(self, block: Block) -> None:
-        await self._consumer.process(block)
+        with fenced(block.index):
+            await self._consumer.process(block)
         self._cursor = Cursor(block.index, block.hash)
         self.height = max(self.height or 0, block.index)
         self.last_block_at = time.time()
@@ -242,6 +301,37 @@ class BlockFollower:
 
 #: The cursor of a consumer that wants the genesis block too, which names this as its predecessor.
 _BEFORE_GENESIS: Final = Cursor(-1, Hash256(bytes(32)))
+
+
+class _Watch:
+    """Since when no event came, and since when one should have."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self.heard()
+
+    def heard(self) -> None:
+        self._heard_s = time.monotonic()
+        self._overdue_s: float | None = None
+
+    def silent(self, overdue: bool) -> bool:
+        now_s = time.monotonic()
+        if not overdue:
+            self._overdue_s = None
+        elif self._overdue_s is None:
+            self._overdue_s = now_s
+        late = self._overdue_s is not None and now_s - self._overdue_s >= OVERDUE_S
+        return late or now_s - self._heard_s >= self._silence_s
+
+
+def _linked(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Up to the first that does not name the one before it."""
+    previous = blocks[0].previous
+    for block in blocks:
+        if block.previous != previous:
+            return
+        yield block
+        previous = block.hash
 
 
 class _Disconnected(Exception):

@@ -24,6 +24,8 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     method: str
     args: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=64)] = msgspec.field(default_factory=list)
     call_flags: str = "ReadOnly"
+    #: Not to be answered from before this block: the one that confirmed a transaction, say.
+    min_height: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
 
 
 class ReadResult(msgspec.Struct, frozen=True):
@@ -33,6 +35,8 @@ class ReadResult(msgspec.Struct, frozen=True):
     stack: list[Any]
     #: What the call would cost as part of a transaction; a GAS decimal.
     gas_consumed: str
+    #: Index of the block on top of which it ran.
+    height: int
 
 
 _decode: Final = msgspec.json.Decoder(ReadRequest).decode
@@ -57,10 +61,16 @@ class Reader:
         Raises:
             BadCall: malformed.
             ExecutionFaulted: with the virtual machine's exception.
-            NodeUnavailable: no node answers.
+            NodeUnavailable: no node answers, or none has block ``min_height``.
         """
-        script = build_script([msgspec.to_builtins(request)], assert_transfers=False)
-        result = await self._rpc.invoke_script(script)
+        call = {
+            "contract": request.contract,
+            "method": request.method,
+            "args": request.args,
+            "call_flags": request.call_flags,
+        }
+        script = build_script([call], assert_transfers=False)
+        result, height = await self._rpc.invoke_at_head(script, min_height=request.min_height)
         if not result.halted:
             raise ExecutionFaulted(
                 f"{request.method} ended in FAULT: {result.exception}", exception=result.exception
@@ -69,7 +79,7 @@ class Reader:
             value = plain(result.stack[0]) if result.stack else None
         except RecursionError:
             raise ResultTooDeep from None
-        return ReadResult(value, result.stack, gas_text(result.gas_consumed))
+        return ReadResult(value, result.stack, gas_text(result.gas_consumed), height)
 
 
 def plain(item: dict[str, Any]) -> Any:

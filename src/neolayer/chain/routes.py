@@ -3,7 +3,8 @@
 from litestar import Controller, get, post
 
 from neolayer.chain.read import Reader, ReadRequest, ReadResult
-from neolayer.chain.rpc import NodeStatus, RpcClient
+from neolayer.chain.rpc import RpcClient
+from neolayer.chain.views import NodesView
 
 
 class ChainController(Controller):
@@ -14,6 +15,7 @@ class ChainController(Controller):
     async def read(self, data: ReadRequest, reader: Reader) -> ReadResult:
         return await reader.read(data)
 
-    @get("/nodes", summary="The Neo node in use")
-    async def nodes(self, rpc: RpcClient) -> list[NodeStatus]:
-        return [await rpc.status()]
+    @get("/nodes", summary="The Neo nodes: state, height, speed and errors of each")
+    async def nodes(self, rpc: RpcClient) -> NodesView:
+        await rpc.pool.probed()
+        return rpc.nodes()

@@ -29,6 +29,14 @@ _STATE_STYLES = {
     "failed": "red",
     "rejected": "red",
     "expired": "red",
+    # Of nodes.
+    "ok": "green",
+    "lagging": "yellow",
+    "limited": "yellow",
+    "half_open": "yellow",
+    "open": "red",
+    "excluded": "red",
+    "wrong_network": "red",
 }
 
 

@@ -54,7 +54,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Neo N3 nodes, comma-separated; without them a private network is started.
     rpc_urls: tuple[str, ...] = ()
     devnet_rpc_port: Port = 20332
+    #: For one attempt at one node; seconds.
     rpc_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    #: Magic of the network that the nodes must be of; without it the first one that answers sets it.
+    network: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] | None = None
+    #: Nodes that a transaction is sent to at once.
+    broadcast_nodes: Annotated[int, msgspec.Meta(ge=1, le=32)] = 3
+    #: Between two looks at each node; seconds.
+    node_probe_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    #: A node this many blocks behind the others is neither read from nor followed.
+    node_lag_blocks: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
+    #: Memory of one process for chain data that does not change; bytes.
+    chain_cache_bytes: Positive = 33_554_432
 
     #: Unix socket of an enclave that runs apart; without it one is started.
     enclave_socket: Path | None = None
@@ -97,6 +108,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     opt_code_cache: bool = True
     #: Make isolates before calls need them, and keep those that save most time for their memory.
     opt_warm_up: bool = True
+
+    #: Ask the best node, as probes and answers show it; off: stay with the one that answered last.
+    opt_node_selection: bool = True
+    #: Ask a second node when the first one is slower than usual.
+    opt_hedged_reads: bool = True
+    #: Keep chain data that does not change; equal reads at the same time share one answer.
+    opt_chain_cache: bool = True
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -168,7 +186,12 @@ def _address_problems(values: dict[str, Any], raw: dict[str, tuple[str, Any]]) -
     for name, allowed in schemes.items():
         given = values.get(name) or ()
         for url in (given,) if isinstance(given, str) else given:
-            if urlsplit(url).scheme not in allowed:
+            parts = urlsplit(url)
+            if parts.scheme not in allowed or (name == "rpc_urls" and not parts.hostname):
                 # The value itself may hold a password.
                 problems.append(f"{raw[name][0]}: expected an address {' or '.join(sorted(allowed))}://…")
+    nodes = [url.rstrip("/") for url in values.get("rpc_urls", ())]
+    if len(set(nodes)) < len(nodes):
+        # It would count twice where a majority decides.
+        problems.append(f"{raw['rpc_urls'][0]}: a node is named twice")
     return problems
