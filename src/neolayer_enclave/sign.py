@@ -34,6 +34,10 @@ SYSCALL: Final = b"\x41"
 CUSTOM_CONTRACTS, CUSTOM_GROUPS, WITNESS_RULES, GLOBAL = 0x10, 0x20, 0x40, 0x80
 KNOWN_SCOPES: Final = 0x01 | CUSTOM_CONTRACTS | CUSTOM_GROUPS | WITNESS_RULES | GLOBAL
 
+HIGH_PRIORITY, ORACLE_RESPONSE, NOT_VALID_BEFORE, CONFLICTS, NOTARY_ASSISTED = 0x01, 0x11, 0x20, 0x21, 0x22
+#: What follows the type of those of a fixed width: nothing, a height, a transaction's hash, a number of keys.
+ATTRIBUTE_BYTES: Final = {HIGH_PRIORITY: 0, NOT_VALID_BEFORE: 4, CONFLICTS: 32, NOTARY_ASSISTED: 1}
+
 PURPOSE: Final = "wallet"
 #: Unsealed keys kept; one takes about 1 KB.
 KEYS_CACHED: Final = 4096
@@ -117,8 +121,9 @@ def signers(unsigned: bytes) -> list[bytes]:
     accounts = [reader.signer() for _ in range(count)]
     if len(set(accounts)) != count:
         raise BadTransaction("a signer is named twice")
-    for _ in range(reader.count(0, MAX_SIGNERS_AND_ATTRIBUTES - count, "attributes")):
-        reader.attribute()
+    kinds = [reader.attribute() for _ in range(reader.count(0, MAX_SIGNERS_AND_ATTRIBUTES - count, "attributes"))]
+    if any(kind != CONFLICTS and kinds.count(kind) > 1 for kind in kinds):
+        raise BadTransaction("an attribute that may stand once stands twice")
     reader.take(reader.count(1, MAX_SCRIPT_BYTES, "script bytes"))
     if reader.rest:
         raise BadTransaction(f"{reader.rest} bytes after the transaction")
@@ -193,21 +198,17 @@ class _Reader:
             case kind:
                 raise BadTransaction(f"unknown witness condition 0x{kind:02x}")
 
-    def attribute(self) -> None:
-        match self.byte():
-            case 0x01:  # HighPriority
-                pass
-            case 0x11:  # OracleResponse: id, code, result
-                self.take(9)
-                self.take(self.count(0, 0xFFFF, "result bytes"))
-            case 0x20:  # NotValidBefore: height
-                self.take(4)
-            case 0x21:  # Conflicts: transaction hash
-                self.take(32)
-            case 0x22:  # NotaryAssisted: number of keys
-                self.take(1)
-            case kind:
-                raise BadTransaction(f"unknown attribute 0x{kind:02x}")
+    def attribute(self) -> int:
+        """Skip one; returns its type."""
+        kind = self.byte()
+        if kind == ORACLE_RESPONSE:  # id, code, result
+            self.take(9)
+            self.take(self.count(0, 0xFFFF, "result bytes"))
+        elif kind in ATTRIBUTE_BYTES:
+            self.take(ATTRIBUTE_BYTES[kind])
+        else:
+            raise BadTransaction(f"unknown attribute 0x{kind:02x}")
+        return kind
 
 
 def _compressed(private: ec.EllipticCurvePrivateKey) -> bytes:
