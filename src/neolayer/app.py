@@ -22,6 +22,7 @@ from neolayer.api.body import DrainedBody
 from neolayer.api.health import HealthChecks
 from neolayer.api.metrics import RequestMetrics
 from neolayer.api.server import build_api
+from neolayer.chain.contracts import Contracts
 from neolayer.chain.fees import Fees
 from neolayer.chain.read import Reader
 from neolayer.chain.routes import ChainController
@@ -141,7 +142,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             wallets=wallets,
             secrets=Secrets(database, enclave, notices),
             pricing=pricing,
-            transactions=Transactions(database, wallets, pricing),
+            transactions=Transactions(database, wallets, pricing, Contracts(rpc)),
         )
 
 

@@ -59,15 +59,37 @@ async def test_a_function_sends_once_per_call_and_the_intent_names_its_execution
 
 async def test_what_would_fault_is_refused_with_the_exception_and_stores_nothing(system: System) -> None:
     newest = (await system.get("/transactions", limit=1))["items"]
-    for call, words in (
-        ({"contract": "GasToken", "method": "noSuchMethod"}, "method not found"),
-        ({"contract": "0x" + "11" * 20, "method": "symbol"}, "not found"),
-        ({"contract": "PolicyContract", "method": "setFeePerByte", "args": [{"type": "Integer", "value": 1}]}, ""),
+    call = {"contract": "PolicyContract", "method": "setFeePerByte", "args": [{"type": "Integer", "value": 1}]}
+    problem = await system.post("/transactions", {"calls": [call]}, status=422)
+    assert problem["code"] == "simulation_faulted", problem
+    assert "committee" in problem["exception"]
+    assert (await system.get("/transactions", limit=1))["items"] == newest
+
+
+async def test_what_no_contract_can_take_is_refused_before_it_is_tried(system: System) -> None:
+    newest = (await system.get("/transactions", limit=1))["items"]
+    number, account = {"type": "Integer", "value": 1}, {"type": "Hash160", "value": RECEIVER}
+    transfer = {"contract": "GasToken", "method": "transfer", "args": [account, account, number, number]}
+    for call, code, place in (
+        ({"contract": "0x" + "11" * 20, "method": "symbol"}, "unknown_contract", "calls[0].contract"),
+        ({"contract": "GasToken", "method": "noSuchMethod"}, "unknown_method", "calls[0].method"),
+        ({"contract": "GasToken", "method": "balanceOf"}, "unknown_method", "calls[0].args"),
+        ({"contract": "GasToken", "method": "balanceOf", "args": [number]}, "bad_argument", "calls[0].args[0]"),
+        (transfer | {"call_flags": "ReadOnly"}, "bad_call_flags", "calls[0].call_flags"),
     ):
         problem = await system.post("/transactions", {"calls": [call]}, status=422)
-        assert problem["code"] == "simulation_faulted", problem
-        assert words in problem["exception"]
+        assert problem["code"] == code, problem
+        assert place in problem["detail"]
     assert (await system.get("/transactions", limit=1))["items"] == newest
+
+
+async def test_a_transaction_for_another_network_is_refused(system: System) -> None:
+    network = (await system.rpc("getversion"))["protocol"]["network"]
+    problem = await system.transfer("default", RECEIVER, 1, network=860833102, status=422)
+    assert problem["code"] == "wrong_network"
+    assert str(network) in problem["detail"]
+    accepted = await system.transfer("default", RECEIVER, 1, network=network)
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
 
 
 async def test_malformed_calls_name_the_place(system: System) -> None:

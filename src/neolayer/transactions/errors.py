@@ -25,3 +25,9 @@ class InsufficientGas(InvalidRequest):
     """The wallet has too little GAS for the fees."""
 
     code = "insufficient_gas"
+
+
+class OtherNetwork(InvalidRequest):
+    """The transaction is meant for another network."""
+
+    code = "wrong_network"

@@ -21,8 +21,13 @@ class Priority(IntEnum):
     CRITICAL = 3
 
 
-class TransactionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked for."""
+class TransactionRequest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What is asked for.
+
+    Members left at their defaults do not count when an idempotency key is used again, so that new ones do no harm.
+    """
 
     #: Name or id of the wallet that pays and signs; the one named ``default`` if not given.
     wallet: str = "default"
@@ -32,6 +37,8 @@ class TransactionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     valid_for_blocks: Annotated[int, msgspec.Meta(ge=2, le=5760)] = 100
     #: System fee + network fee at most; a GAS decimal.
     max_fee: str | None = None
+    #: Magic of the network that is meant; refused on any other.
+    network: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from psycopg.rows import TupleRow
 
+from neolayer.chain.contracts import Contracts
 from neolayer.chain.errors import NodeUnavailable
 from neolayer.chain.scripts import build_script
 from neolayer.core.errors import IdempotencyMismatch, InvalidRequest, MalformedJson
@@ -16,10 +17,10 @@ from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
 from neolayer.db.notices import notify
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
-from neolayer.transactions.errors import TransactionNotFound
+from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TransactionNotFound
 from neolayer.transactions.model import EventView, Priority, TransactionRequest, TransactionView
 from neolayer.transactions.pricing import Pricing, gas_asked
-from neolayer.wallets.service import Wallets
+from neolayer.wallets.service import Wallet, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Transactions:
-    def __init__(self, database: Database, wallets: Wallets, pricing: Pricing) -> None:
+    def __init__(self, database: Database, wallets: Wallets, pricing: Pricing, contracts: Contracts) -> None:
         self._database = database
         self._wallets = wallets
         self._pricing = pricing
+        self._contracts = contracts
 
     async def submit_json(
         self, principal: Principal, request: bytes, *, idempotency_key: str, execution_id: UUID
@@ -64,7 +66,9 @@ class Transactions:
         nothing is stored. While no node answers it is stored unseen, and tried out by the worker.
 
         Raises:
-            WalletNotFound, BadCall: the request names something that does not exist or is malformed.
+            WalletNotFound, BadCall: the request names something that does not exist, is malformed or does not fit
+                the manifest of its contract.
+            OtherNetwork: it is meant for another network.
             SimulationFaulted, FeeAboveCap, InsufficientGas: it would not succeed.
             IdempotencyMismatch: the key was used with another request.
         """
@@ -79,12 +83,10 @@ class Transactions:
             key = idempotency_key if execution_id else f"client:{idempotency_key}"
         if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
             return found, False
-        network = None
+        network = request.network
         try:
-            await self._pricing.preflight(
-                wallet, script, max_fee, gas_asked=gas_asked(request.calls, wallet.script_hash)
-            )
             network = await self._pricing.network()
+            await self._try_out(wallet, request, script, max_fee, network)
         except NodeUnavailable as error:
             _log.warning("transaction %s queued untried: %s", id, error.detail)
 
@@ -114,6 +116,21 @@ class Transactions:
             assert found is not None
             return found, False
         return await self.show(tenant_id, id), True
+
+    async def _try_out(
+        self, wallet: Wallet, request: TransactionRequest, script: bytes, max_fee: int | None, network: int
+    ) -> None:
+        if request.network not in (None, network):
+            raise OtherNetwork(f"it is meant for network {request.network}; this service is on {network}")
+        await self._contracts.check(request.calls)
+        try:
+            await self._pricing.preflight(
+                wallet, script, max_fee, gas_asked=gas_asked(request.calls, wallet.script_hash)
+            )
+        except SimulationFaulted:
+            # A manifest that was replaced says more than the virtual machine does.
+            await self._contracts.check(request.calls, anew=True)
+            raise
 
     async def _same(self, tenant_id: UUID, key: str, request_hash: bytes) -> TransactionView | None:
         row = await self._database.fetch_one(_SQL["by_key"], {"tenant_id": tenant_id, "idempotency_key": key})
