@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -37,8 +38,10 @@ def free_port() -> int:
 class Node:
     """The process of a private network, and a client of it."""
 
-    def __init__(self, directory: Path, *, block_ms: int = 250) -> None:
-        self.devnet = Devnet.open(directory, free_port(), settings={"TimePerBlock": f"{block_ms}ms"})
+    def __init__(self, directory: Path, *, block_ms: int = 250, **settings: Any) -> None:
+        """``settings``: of the network's protocol."""
+        settings |= {"TimePerBlock": f"{block_ms}ms"}
+        self.devnet = Devnet.open(directory, free_port(), settings=settings)
         self.rpc = RpcClient([self.devnet.rpc_url], timeout_s=5)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -143,8 +146,8 @@ async def new_node(tmp_path: Path) -> AsyncIterator[NewNode]:
     """Starts nodes of networks that belong to one test, which may kill them."""
     nodes: list[Node] = []
 
-    async def start(*, block_ms: int = 250) -> Node:
-        node = Node(tmp_path / f"devnet-{len(nodes)}", block_ms=block_ms)
+    async def start(*, block_ms: int = 250, **settings: Any) -> Node:
+        node = Node(tmp_path / f"devnet-{len(nodes)}", block_ms=block_ms, **settings)
         nodes.append(node)
         await node.start()
         return node

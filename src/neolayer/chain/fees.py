@@ -40,13 +40,16 @@ class FeePolicy:
     #: Datoshi for an attribute, by its type; those not named are free.
     attribute_fees: Mapping[int, int] = field(default_factory=dict)
 
-    def network_fee(self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes]) -> int:
+    def network_fee(
+        self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes], *, rate: int = 0
+    ) -> int:
         """Datoshi for a transaction's size, its attributes and the checking of its witnesses.
 
         The fee does not depend on the fees already written in the transaction: those have a fixed width.
 
         Args:
             verification_scripts: one for each signer, single-signature or m-of-n.
+            rate: datoshi for each byte to pay at least in all, to be among the first; see `chain.market`.
 
         Raises:
             ValueError: another kind of script, whose price only the node can tell.
@@ -58,7 +61,7 @@ class FeePolicy:
             size += len(var_int(invocation_bytes)) + invocation_bytes + len(var_int(len(script))) + len(script)
             # Each witness is rounded up for itself, as `calculatenetworkfee` does.
             verification += -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
-        return size * self.fee_per_byte + self._attributes_fee(transaction) + verification
+        return max(size * self.fee_per_byte + self._attributes_fee(transaction) + verification, size * rate)
 
     def _attributes_fee(self, transaction: UnsignedTransaction) -> int:
         """A Conflicts is paid for by each signer (neo-go `Blockchain.CalculateAttributesFee`)."""
