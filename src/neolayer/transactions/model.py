@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -11,7 +11,12 @@ import msgspec
 #: Its parts are checked by `chain.scripts`, which says where a mistake is.
 type CallJson = dict[str, Any]
 
-State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected"]
+State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected", "cancelled"]
+#: A transaction in one of these may still become another.
+UNFINISHED: Final = ("queued", "signed", "sent")
+
+Grouping = Literal["auto", "never"]
+OnExpiry = Literal["end", "rebuild"]
 
 
 class Priority(IntEnum):
@@ -19,6 +24,11 @@ class Priority(IntEnum):
     NORMAL = 1
     HIGH = 2
     CRITICAL = 3
+
+
+#: What a priority is worth in the queue of its tenant; seconds. A transaction is overtaken only by those of a higher
+#: priority that came within the difference of both, so that none starves.
+HEAD_START_S: Final = {Priority.LOW: -60, Priority.NORMAL: 0, Priority.HIGH: 60, Priority.CRITICAL: 600}
 
 
 class TransactionRequest(
@@ -39,6 +49,16 @@ class TransactionRequest(
     max_fee: str | None = None
     #: Magic of the network that is meant; refused on any other.
     network: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    #: Whether it may share an on-chain transaction with others of its wallet.
+    group: Grouping = "auto"
+    #: Of the transactions with the same key one is sent when the one before is final.
+    fifo_key: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    #: Not sent before this time.
+    not_before: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    #: In no block below this index.
+    not_before_block: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    #: When no block took it up to its validUntilBlock: it ends, or is signed anew and goes on.
+    on_expiry: OnExpiry = "end"
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,13 +73,21 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     priority: str
     valid_for_blocks: int
     max_fee: str | None
+    group: str
+    fifo_key: str | None
+    not_before: datetime | None
+    not_before_block: int | None
+    on_expiry: str
     #: The execution that sent it.
     execution: UUID | None
+    #: Of its latest on-chain transaction.
     txid: str | None
+    #: Transactions that this on-chain transaction carries.
+    group_size: int | None
     valid_until_block: int | None
-    #: Burned.
+    #: Its share of what is burned; of all its on-chain transactions in blocks, and of the latest.
     system_fee: str | None
-    #: Paid to the validators.
+    #: Its share of what is paid to the validators, likewise.
     network_fee: str | None
     block: int | None
     block_time: datetime | None
