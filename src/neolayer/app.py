@@ -36,6 +36,10 @@ from neolayer.db.notices import NoticeListener
 from neolayer.db.pool import Database
 from neolayer.enclave import EnclaveClient
 from neolayer.enclave.routes import AttestationController
+from neolayer.events.feed import Feed
+from neolayer.events.outbox import Outbox
+from neolayer.events.routes import EventsController
+from neolayer.events.stream import EventStreams
 from neolayer.functions.aliases import Aliases
 from neolayer.functions.asynchronous import AsyncExecutions
 from neolayer.functions.endpoint import InvokeEndpoint
@@ -100,6 +104,7 @@ class Parts:
     secrets: Secrets
     pricing: Pricing
     transactions: Transactions
+    outbox: Outbox
 
 
 def enclave_socket(settings: Settings) -> Path:
@@ -143,6 +148,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             secrets=Secrets(database, enclave, notices),
             pricing=pricing,
             transactions=Transactions(database, wallets, pricing, Contracts(rpc)),
+            outbox=Outbox(database),
         )
 
 
@@ -237,6 +243,7 @@ class Api:
         aliases = Aliases(parts.database, parts.notices)
         history = History(parts.database, records)
         keys = InvokeKeys(parts.database)
+        feed = Feed(parts.outbox)
         asynchronous = AsyncExecutions(
             parts.database, resolver, history, keys, parts.notices, queue_max=self._settings.async_queue_max
         )
@@ -244,6 +251,7 @@ class Api:
             ("notices", parts.notices.run),
             ("use of keys", parts.accounts.record_use),
             ("execution records", records.run),
+            ("events", feed.run),
         ):
             await self._stack.enter_async_context(background(name, work))
         # Before the last records are written: calls that still run have ended for us, and are recorded so.
@@ -277,6 +285,7 @@ class Api:
                 ExecutionsController,
                 WalletsController,
                 TransactionsController,
+                EventsController,
                 ChainController,
                 AttestationController,
             ],
@@ -295,6 +304,7 @@ class Api:
                 "followers": Followers(history),
                 "wallets": parts.wallets,
                 "transactions": parts.transactions,
+                "event_streams": EventStreams(parts.outbox, feed),
                 "reader": reader,
                 "rpc": parts.rpc,
                 "enclave": parts.enclave,
@@ -369,6 +379,7 @@ async def run_worker(settings: Settings) -> None:
             tasks.create_task(records.run())
             tasks.create_task(executions.run())
             tasks.create_task(parts.notices.run())
+            tasks.create_task(parts.outbox.run(settings.events_keep_hours))
             tasks.create_task(pipeline.run())
             tasks.create_task(lead(parts.database.url, "block-follower", monitor.run))
             print(json.dumps({"ready": True}), flush=True)

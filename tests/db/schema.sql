@@ -1,3 +1,23 @@
+CREATE FUNCTION public.end_what_is_to_be_cancelled() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.state = 'cancelled';
+    RETURN NEW;
+END $$;
+CREATE FUNCTION public.outbox_of_transactions() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO outbox (tenant_id, kind, subject, number, data, at)
+    SELECT n.tenant_id, 'transaction', n.transaction_id, n.number,
+           json_build_object('id', n.transaction_id, 'number', n.number, 'state', n.state, 'cause', n.cause,
+                             'txid', '0x' || encode(reverse(t.txid), 'hex'), 'block', t.block_index),
+           n.at
+    FROM new_rows n JOIN transactions t ON (t.tenant_id, t.id) = (n.tenant_id, n.transaction_id)
+    ORDER BY n.transaction_id, n.number;
+    RETURN NULL;
+END $$;
 CREATE FUNCTION public.reserve_changed_attempts() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -136,6 +156,29 @@ CREATE TABLE public.invoke_keys (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT invoke_keys_request_hash_check CHECK ((length(request_hash) = 32))
 );
+CREATE TABLE public.outbox (
+    tenant_id uuid NOT NULL,
+    written xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    sequence bigint NOT NULL,
+    kind text NOT NULL,
+    subject uuid NOT NULL,
+    number integer NOT NULL,
+    data json NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.outbox_horizon (
+    singleton boolean DEFAULT true NOT NULL,
+    written xid8 NOT NULL,
+    CONSTRAINT outbox_horizon_singleton_check CHECK (singleton)
+);
+ALTER TABLE public.outbox ALTER COLUMN sequence ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.outbox_sequence_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 CREATE TABLE public.schema_migrations (
     number integer NOT NULL,
     name text NOT NULL,
@@ -238,9 +281,30 @@ CREATE TABLE public.transactions (
     rank_at timestamp with time zone NOT NULL,
     lease uuid,
     lease_until timestamp with time zone,
+    speed text DEFAULT 'standard'::text NOT NULL,
+    counted_fee bigint,
+    counted_day date,
+    cancel_requested_at timestamp with time zone,
     CONSTRAINT transactions_grouping_check CHECK (("grouping" = ANY (ARRAY['auto'::text, 'never'::text]))),
     CONSTRAINT transactions_on_expiry_check CHECK ((on_expiry = ANY (ARRAY['end'::text, 'rebuild'::text]))),
+    CONSTRAINT transactions_speed_check CHECK ((speed = ANY (ARRAY['economy'::text, 'standard'::text, 'fast'::text, 'urgent'::text]))),
     CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])))
+);
+CREATE TABLE public.wallet_fee_days (
+    tenant_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    day date NOT NULL,
+    datoshi bigint NOT NULL,
+    CONSTRAINT wallet_fee_days_datoshi_check CHECK ((datoshi >= 0))
+);
+CREATE TABLE public.wallet_limits (
+    tenant_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    max_fee_per_transaction bigint,
+    max_fee_per_day bigint,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT wallet_limits_max_fee_per_day_check CHECK ((max_fee_per_day >= 0)),
+    CONSTRAINT wallet_limits_max_fee_per_transaction_check CHECK ((max_fee_per_transaction >= 0))
 );
 CREATE TABLE public.wallet_reservations (
     tenant_id uuid NOT NULL,
@@ -289,6 +353,10 @@ ALTER TABLE ONLY public.functions
     ADD CONSTRAINT functions_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.invoke_keys
     ADD CONSTRAINT invoke_keys_pkey PRIMARY KEY (tenant_id, key);
+ALTER TABLE ONLY public.outbox_horizon
+    ADD CONSTRAINT outbox_horizon_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY public.outbox
+    ADD CONSTRAINT outbox_pkey PRIMARY KEY (written, sequence);
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
 ALTER TABLE ONLY public.secrets
@@ -307,6 +375,10 @@ ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_idempotency_key_key UNIQUE (tenant_id, idempotency_key);
+ALTER TABLE ONLY public.wallet_fee_days
+    ADD CONSTRAINT wallet_fee_days_pkey PRIMARY KEY (tenant_id, wallet_id, day);
+ALTER TABLE ONLY public.wallet_limits
+    ADD CONSTRAINT wallet_limits_pkey PRIMARY KEY (tenant_id, wallet_id);
 ALTER TABLE ONLY public.wallet_reservations
     ADD CONSTRAINT wallet_reservations_pkey PRIMARY KEY (tenant_id, wallet_id, network);
 ALTER TABLE ONLY public.wallets
@@ -321,18 +393,24 @@ CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id,
 CREATE INDEX executions_written ON public.executions USING btree (written);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
 CREATE INDEX invoke_keys_age ON public.invoke_keys USING btree (created_at);
+CREATE INDEX outbox_age ON public.outbox USING btree (at);
+CREATE INDEX outbox_of ON public.outbox USING btree (tenant_id, written, sequence);
 CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempt_intents_of ON public.transaction_attempt_intents USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_by_block ON public.transaction_attempts USING btree (network, block_index) WHERE (block_index IS NOT NULL);
 CREATE INDEX transaction_attempts_live ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
+CREATE INDEX transaction_attempts_replacing ON public.transaction_attempts USING btree (tenant_id, wallet_id) WHERE ((kind <> 'send'::text) AND (state = ANY (ARRAY['signed'::text, 'sent'::text])));
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
 CREATE INDEX transaction_attempts_work ON public.transaction_attempts USING btree (lease_until) WHERE (state = 'signed'::text);
 CREATE INDEX transactions_by_state ON public.transactions USING btree (state, tenant_id);
+CREATE INDEX transactions_counted ON public.transactions USING btree (tenant_id, wallet_id) WHERE ((counted_fee IS NOT NULL) AND (state = ANY (ARRAY['confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])));
 CREATE INDEX transactions_fifo ON public.transactions USING btree (tenant_id, fifo_key, id) WHERE ((fifo_key IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
 CREATE INDEX transactions_fifo_turn ON public.transactions USING btree (tenant_id, fifo_key) WHERE ((fifo_key IS NOT NULL) AND (NOT held) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
 CREATE INDEX transactions_leased ON public.transactions USING btree (lease_until) WHERE (lease IS NOT NULL);
 CREATE INDEX transactions_queue ON public.transactions USING btree (tenant_id, wallet_id, rank_at) WHERE ((state = 'queued'::text) AND (lease IS NULL) AND (NOT held));
 CREATE INDEX transactions_scheduled ON public.transactions USING btree (not_before_block) WHERE (held AND (fifo_key IS NULL));
+CREATE TRIGGER end_what_is_to_be_cancelled BEFORE UPDATE ON public.transactions FOR EACH ROW WHEN (((new.cancel_requested_at IS NOT NULL) AND (new.state = ANY (ARRAY['queued'::text, 'rejected'::text, 'expired'::text])))) EXECUTE FUNCTION public.end_what_is_to_be_cancelled();
+CREATE TRIGGER outbox_of_transactions AFTER INSERT ON public.transaction_events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.outbox_of_transactions();
 CREATE TRIGGER reserve_changed_attempts AFTER UPDATE ON public.transaction_attempts REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.reserve_changed_attempts();
 CREATE TRIGGER reserve_new_attempts AFTER INSERT ON public.transaction_attempts REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.reserve_new_attempts();
 ALTER TABLE ONLY public.api_keys
@@ -359,6 +437,8 @@ ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
+ALTER TABLE ONLY public.wallet_limits
+    ADD CONSTRAINT wallet_limits_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
 ALTER TABLE ONLY public.wallet_reservations
     ADD CONSTRAINT wallet_reservations_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
 ALTER TABLE ONLY public.wallets

@@ -83,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     #: A sent transaction that is in no block after this many blocks is sent again, byte for byte.
     resend_after_blocks: Positive = 5
+    #: How long events are kept for clients that come back; hours.
+    events_keep_hours: Positive = 168
 
     #: Invoke functions past the web framework; the answers are the same.
     opt_raw_invoke: bool = True

@@ -21,6 +21,12 @@ class FeeAboveCap(InvalidRequest):
     code = "fee_above_cap"
 
 
+class DailyCapReached(InvalidRequest):
+    """The wallet's fees of this day would be above its limit."""
+
+    code = "daily_cap_reached"
+
+
 class InsufficientGas(InvalidRequest):
     """The wallet has too little GAS for the fees."""
 

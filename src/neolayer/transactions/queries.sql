@@ -466,3 +466,57 @@ SELECT transactions FROM worker_pool
 -- name: set_pool_size
 INSERT INTO worker_pool (transactions) VALUES (%(size)s)
 ON CONFLICT (singleton) DO UPDATE SET transactions = excluded.transactions, updated_at = now()
+
+-- --- what a wallet may spend on fees -----------------------------------------------------------------------------
+
+-- name: limits
+SELECT max_fee_per_transaction, max_fee_per_day FROM wallet_limits
+WHERE tenant_id = %(tenant_id)s AND wallet_id = %(wallet_id)s
+
+-- name: set_limits
+INSERT INTO wallet_limits (tenant_id, wallet_id, max_fee_per_transaction, max_fee_per_day)
+VALUES (%(tenant_id)s, %(wallet_id)s, %(max_fee_per_transaction)s, %(max_fee_per_day)s)
+ON CONFLICT (tenant_id, wallet_id) DO UPDATE
+SET max_fee_per_transaction = excluded.max_fee_per_transaction, max_fee_per_day = excluded.max_fee_per_day,
+    updated_at = now()
+
+-- name: lock_daily_limit
+SELECT max_fee_per_day FROM wallet_limits
+WHERE tenant_id = %(tenant_id)s AND wallet_id = %(wallet_id)s AND max_fee_per_day IS NOT NULL
+FOR UPDATE
+
+-- name: settle_fees
+-- What ended gives back what it did not pay. Without a row in a block it paid nothing.
+WITH ended AS (
+    SELECT t.id, t.counted_day, t.counted_fee FROM transactions t
+    WHERE t.tenant_id = %(tenant_id)s AND t.wallet_id = %(wallet_id)s AND t.counted_fee IS NOT NULL
+      AND t.state IN ('confirmed', 'faulted', 'expired', 'rejected', 'cancelled')
+    FOR UPDATE
+), paid AS (
+    SELECT i.transaction_id AS id, sum(i.system_fee + i.network_fee) AS datoshi
+    FROM ended e
+    JOIN transaction_attempt_intents i ON i.tenant_id = %(tenant_id)s AND i.transaction_id = e.id
+    JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (i.tenant_id, i.txid) AND a.state = 'included'
+    GROUP BY i.transaction_id
+), settled AS (
+    UPDATE transactions t SET counted_fee = NULL FROM ended e WHERE t.tenant_id = %(tenant_id)s AND t.id = e.id
+), unused AS (
+    SELECT e.counted_day, sum(e.counted_fee - coalesce(p.datoshi, 0)) AS datoshi
+    FROM ended e LEFT JOIN paid p ON p.id = e.id GROUP BY e.counted_day
+)
+UPDATE wallet_fee_days d SET datoshi = greatest(d.datoshi - u.datoshi, 0)
+FROM unused u WHERE d.tenant_id = %(tenant_id)s AND d.wallet_id = %(wallet_id)s AND d.day = u.counted_day
+
+-- name: counted_fees
+SELECT datoshi FROM wallet_fee_days
+WHERE tenant_id = %(tenant_id)s AND wallet_id = %(wallet_id)s AND day = %(day)s
+
+-- name: count_fee
+INSERT INTO wallet_fee_days (tenant_id, wallet_id, day, datoshi)
+VALUES (%(tenant_id)s, %(wallet_id)s, %(day)s, %(datoshi)s)
+ON CONFLICT (tenant_id, wallet_id, day) DO UPDATE SET datoshi = wallet_fee_days.datoshi + excluded.datoshi
+
+-- name: mark_counted
+-- What was counted for it before stays in its day.
+UPDATE transactions SET counted_fee = coalesce(counted_fee, 0) + %(datoshi)s, counted_day = %(day)s
+WHERE tenant_id = %(tenant_id)s AND id = %(id)s
