@@ -1,6 +1,6 @@
 """Why a transaction is refused or ends without effect."""
 
-from neolayer.core.errors import InvalidRequest, NotFound
+from neolayer.core.errors import Conflict, InvalidRequest, NotFound
 
 
 class TransactionNotFound(NotFound):
@@ -37,3 +37,22 @@ class OtherNetwork(InvalidRequest):
     """The transaction is meant for another network."""
 
     code = "wrong_network"
+
+
+class TooLate(Conflict):
+    """The transaction's state is final."""
+
+    code = "too_late"
+
+
+class TooManyAttempts(Conflict):
+    """The transaction has been replaced so often that one more cannot name all of them."""
+
+    code = "too_many_attempts"
+
+
+class TransactionBusy(Conflict):
+    """The transaction changes just now; try again."""
+
+    code = "transaction_busy"
+    retryable = True

@@ -520,3 +520,78 @@ ON CONFLICT (tenant_id, wallet_id, day) DO UPDATE SET datoshi = wallet_fee_days.
 -- What was counted for it before stays in its day.
 UPDATE transactions SET counted_fee = coalesce(counted_fee, 0) + %(datoshi)s, counted_day = %(day)s
 WHERE tenant_id = %(tenant_id)s AND id = %(id)s
+
+-- --- replacing what is signed, see `replace.py` ------------------------------------------------------------------
+
+-- name: replaceable
+SELECT state, txid, wallet_id, speed, cancel_requested_at IS NOT NULL FROM transactions
+WHERE tenant_id = %(tenant_id)s AND id = %(id)s
+
+-- name: live_of
+-- The attempts of an intent that a block may take.
+SELECT a.txid, a.grouped, a.network, a.valid_until_block, a.system_fee, a.network_fee
+FROM transaction_attempt_intents i
+JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (i.tenant_id, i.txid)
+WHERE i.tenant_id = %(tenant_id)s AND i.transaction_id = %(id)s AND a.state IN ('signed', 'sent')
+ORDER BY a.txid
+
+-- name: lock_live
+SELECT a.txid FROM transaction_attempt_intents i
+JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (i.tenant_id, i.txid)
+WHERE i.tenant_id = %(tenant_id)s AND i.transaction_id = %(id)s AND a.state IN ('signed', 'sent')
+ORDER BY a.txid FOR UPDATE OF a
+
+-- name: carried
+-- Positions of those that are not carried out come last.
+SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.max_fee, coalesce(t.counted_fee, 0)
+FROM transaction_attempt_intents i
+JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
+WHERE i.tenant_id = %(tenant_id)s AND i.txid = %(txid)s ORDER BY i.position
+
+-- name: cancel_queued
+WITH changed AS (
+    UPDATE transactions
+    SET state = 'cancelled', lease = NULL, lease_until = NULL, updated_at = now(), events = events + 1,
+        cause = json_build_object('code', 'cancelled', 'message', 'cancelled before it was signed')
+    WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
+    RETURNING tenant_id, id, state, cause, events
+)
+INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
+SELECT tenant_id, id, events, state, cause FROM changed
+
+-- name: speed_up_queued
+UPDATE transactions SET speed = %(speed)s, max_fee = coalesce(%(max_fee)s, max_fee), updated_at = now()
+WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
+
+-- name: store_replacement
+-- Its lease has ended, so that the next worker who looks sends it.
+WITH attempt AS (
+    INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, kind, conflicts_with, gas_out, grouped,
+                                      valid_until_block, system_fee, network_fee, lease_until)
+    VALUES (%(tenant_id)s, %(txid)s, %(wallet_id)s, %(network)s, %(raw)s, %(kind)s, %(conflicts_with)s, %(gas_out)s,
+            %(grouped)s, %(valid_until_block)s, %(system_fee)s, %(network_fee)s, now())
+    RETURNING tenant_id, txid
+)
+INSERT INTO transaction_attempt_intents (tenant_id, txid, position, transaction_id, role, system_fee, network_fee)
+SELECT a.tenant_id, a.txid, c.position - 1, c.id, c.role, c.system_fee, c.network_fee
+FROM attempt a, unnest(%(ids)s::uuid[], %(roles)s::text[], %(system_fees)s::bigint[], %(network_fees)s::bigint[])
+                WITH ORDINALITY AS c (id, role, system_fee, network_fee, position)
+
+-- name: ask_replacement
+WITH changed AS (
+    UPDATE transactions
+    SET cancel_requested_at = CASE WHEN %(cancel)s THEN coalesce(cancel_requested_at, now()) END,
+        speed = coalesce(%(speed)s, speed), max_fee = coalesce(%(max_fee)s, max_fee), cause = %(cause)s,
+        updated_at = now(), events = events + 1
+    WHERE tenant_id = %(tenant_id)s AND id = %(id)s
+    RETURNING tenant_id, id, state, cause, events
+)
+INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
+SELECT tenant_id, id, events, state, cause FROM changed
+
+-- name: attempts_of
+SELECT a.txid, a.kind, a.state, i.role, a.conflicts_with, i.system_fee, i.network_fee, a.valid_until_block,
+       a.block_index, a.signed_at
+FROM transaction_attempt_intents i
+JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (i.tenant_id, i.txid)
+WHERE i.tenant_id = %(tenant_id)s AND i.transaction_id = %(id)s ORDER BY a.signed_at, a.txid
