@@ -1,6 +1,6 @@
 """Why a transaction is refused or ends without effect."""
 
-from neolayer.core.errors import InvalidRequest, NotFound
+from neolayer.core.errors import Conflict, InvalidRequest, NotFound, TooManyRequests
 
 
 class TransactionNotFound(NotFound):
@@ -25,3 +25,15 @@ class InsufficientGas(InvalidRequest):
     """The wallet has too little GAS for the fees."""
 
     code = "insufficient_gas"
+
+
+class QueueFull(TooManyRequests):
+    """Too many transactions are waiting; try again later."""
+
+    code = "queue_full"
+
+
+class TenantPaused(Conflict):
+    """The operator has paused this tenant."""
+
+    code = "tenant_paused"
