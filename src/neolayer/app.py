@@ -30,6 +30,7 @@ from neolayer.chain.rpc import RpcClient
 from neolayer.chain.seen import SeenBlocks
 from neolayer.core.errors import Unavailable
 from neolayer.core.settings import Settings
+from neolayer.core.types import DATOSHI_PER_GAS
 from neolayer.db.leader import lead
 from neolayer.db.migrations import migrate
 from neolayer.db.notices import NoticeListener
@@ -59,11 +60,16 @@ from neolayer.functions.worker import AsyncWorker
 from neolayer.observability.log import configure_logging
 from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
+from neolayer.transactions.attempts import Attempts
+from neolayer.transactions.backpressure import QueueBound
 from neolayer.transactions.model import State
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.pipeline import Pipeline
+from neolayer.transactions.prepare import Preparer
 from neolayer.transactions.pricing import Pricing
+from neolayer.transactions.queue import Queue
 from neolayer.transactions.routes import TransactionsController
+from neolayer.transactions.sending import Sender
 from neolayer.transactions.service import Transactions
 from neolayer.wallets.routes import WalletsController
 from neolayer.wallets.service import WalletNotFound, Wallets
@@ -147,7 +153,17 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             wallets=wallets,
             secrets=Secrets(database, enclave, notices),
             pricing=pricing,
-            transactions=Transactions(database, wallets, pricing, Contracts(rpc)),
+            transactions=Transactions(
+                database,
+                wallets,
+                pricing,
+                Contracts(rpc),
+                QueueBound(
+                    database,
+                    tenant_max=settings.transaction_queue_max,
+                    total_max=settings.transaction_queue_total_max,
+                ),
+            ),
             outbox=Outbox(database),
         )
 
@@ -157,6 +173,42 @@ def build_functions(parts: Parts, reader: Reader, records: ExecutionRecords) -> 
     resolver = Resolver(parts.database, parts.secrets, parts.notices)
     host = HostCalls(reader, parts.wallets, parts.transactions)
     return resolver, Functions(parts.enclave, resolver, host, records)
+
+
+def build_pipeline(parts: Parts) -> Pipeline:
+    """What signs and sends transactions."""
+    settings = parts.settings
+    queue = Queue(parts.database, lease_s=settings.lease_s)
+    attempts = Attempts(parts.database, parts.rpc, lease_s=settings.lease_s)
+    preparer = Preparer(
+        queue,
+        attempts,
+        parts.enclave,
+        parts.rpc,
+        parts.wallets,
+        parts.pricing,
+        grouping=settings.opt_transaction_grouping,
+        group_gas_max=round(settings.group_gas_max * DATOSHI_PER_GAS),
+    )
+    return Pipeline(
+        parts.database,
+        queue,
+        attempts,
+        preparer,
+        Sender(parts.database, parts.rpc, parts.pricing),
+        parts.rpc,
+        parts.pricing,
+        parts.notices,
+        workers=settings.transaction_workers,
+        lease_s=settings.lease_s,
+    )
+
+
+def build_monitor(parts: Parts) -> Monitor:
+    """What confirms transactions."""
+    settings = parts.settings
+    queue = Queue(parts.database, lease_s=settings.lease_s)
+    return Monitor(parts.database, parts.rpc, queue, resend_after_blocks=settings.resend_after_blocks)
 
 
 def health_checks(parts: Parts) -> HealthChecks:
@@ -352,17 +404,8 @@ async def run_worker(settings: Settings) -> None:
     Says ``{"ready": true}`` once connected.
     """
     async with build_parts(settings) as parts:
-        pipeline = Pipeline(
-            parts.database,
-            parts.enclave,
-            parts.rpc,
-            parts.wallets,
-            parts.pricing,
-            parts.notices,
-            workers=settings.transaction_workers,
-            lease_s=settings.lease_s,
-        )
-        monitor = Monitor(parts.database, parts.rpc, resend_after_blocks=settings.resend_after_blocks)
+        pipeline = build_pipeline(parts)
+        monitor = build_monitor(parts)
         # Of functions that asynchronous ones call.
         records = ExecutionRecords(parts.database)
         resolver, functions = build_functions(parts, Reader(parts.rpc), records)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from neolayer_enclave import seal
-from neolayer_enclave.protocol import Signature, SignTransaction, WalletKey
+from neolayer_enclave.protocol import Signature, Signatures, SignTransaction, SignTransactions, WalletKey
 
 #: version u8, nonce u32, system fee i64, network fee i64, valid until block u32.
 FIXED: Final = struct.Struct("<BIqqI")
@@ -81,11 +81,14 @@ class Signer:
             NotASigner: see there.
         """
         wallet = self._open(request.tenant, request.wallet, request.sealed)
-        if wallet.account not in signers(request.unsigned):
-            raise NotASigner
-        message = struct.pack("<I", request.network) + hashlib.sha256(request.unsigned).digest()
-        r, s = decode_dss_signature(wallet.private.sign(message, ec.ECDSA(SHA256())))
-        return Signature(r.to_bytes(32) + s.to_bytes(32), wallet.public)
+        return Signature(_sign(wallet, request.network, request.unsigned), wallet.public)
+
+    def sign_many(self, request: SignTransactions) -> Signatures:
+        """`sign` of each, under the same conditions."""
+        wallet = self._open(request.tenant, request.wallet, request.sealed)
+        return Signatures(
+            [_sign(wallet, request.network, unsigned) for unsigned in request.unsigned], wallet.public
+        )
 
     def _open(self, tenant: str, name: str, sealed: bytes) -> Wallet:
         cached = self._wallets.get((tenant, name, sealed))
@@ -101,6 +104,14 @@ class Signer:
         if len(self._wallets) > KEYS_CACHED:
             self._wallets.popitem(last=False)
         return wallet
+
+
+def _sign(wallet: Wallet, network: int, unsigned: bytes) -> bytes:
+    if wallet.account not in signers(unsigned):
+        raise NotASigner
+    message = struct.pack("<I", network) + hashlib.sha256(unsigned).digest()
+    r, s = decode_dss_signature(wallet.private.sign(message, ec.ECDSA(SHA256())))
+    return r.to_bytes(32) + s.to_bytes(32)
 
 
 def signers(unsigned: bytes) -> list[bytes]:

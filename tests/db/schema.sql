@@ -24,7 +24,7 @@ CREATE FUNCTION public.reserve_changed_attempts() RETURNS trigger
 BEGIN
     INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
     SELECT n.tenant_id, n.wallet_id, n.network,
-           sum((n.system_fee + n.network_fee)
+           sum((n.system_fee + n.network_fee + n.gas_out)
                * ((n.state IN ('signed', 'sent'))::integer - (o.state IN ('signed', 'sent'))::integer)),
            coalesce(max(n.block_index), 0)
     FROM new_rows n JOIN old_rows o ON (o.tenant_id, o.txid) = (n.tenant_id, n.txid)
@@ -39,7 +39,7 @@ CREATE FUNCTION public.reserve_new_attempts() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
-    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee), 0
+    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee + gas_out), 0
     FROM new_rows WHERE state IN ('signed', 'sent')
     GROUP BY tenant_id, wallet_id, network ORDER BY tenant_id, wallet_id, network
     ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE SET reserved = r.reserved + excluded.reserved;
@@ -60,7 +60,8 @@ CREATE TABLE public.chain_blocks (
     network bigint NOT NULL,
     index bigint NOT NULL,
     hash bytea NOT NULL,
-    "time" timestamp with time zone NOT NULL
+    "time" timestamp with time zone NOT NULL,
+    transactions integer
 );
 CREATE TABLE public.execution_queue (
     tenant_id uuid NOT NULL,
@@ -229,6 +230,7 @@ CREATE TABLE public.transaction_attempts (
     wallet_id uuid NOT NULL,
     kind text DEFAULT 'send'::text NOT NULL,
     conflicts_with bytea[] DEFAULT '{}'::bytea[] NOT NULL,
+    gas_out bigint DEFAULT 0 NOT NULL,
     grouped boolean DEFAULT false NOT NULL,
     state text DEFAULT 'signed'::text NOT NULL,
     block_index bigint,

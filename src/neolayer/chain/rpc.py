@@ -353,22 +353,64 @@ class RpcClient:
         params = [base64.b64encode(script).decode(), [signer.to_json() for signer in signers]]
         return invoke_result_from_json(await self.call("invokescript", params))
 
+    async def invoke_scripts(
+        self, scripts: Sequence[tuple[bytes, Sequence[Signer]]]
+    ) -> list[InvokeResult | RpcError]:
+        """`invoke_script` of many in few HTTP requests; an `RpcError` in the place of a refused one."""
+        replies = await self.batch(
+            [
+                (
+                    "invokescript",
+                    [base64.b64encode(script).decode(), [signer.to_json() for signer in signers]],
+                )
+                for script, signers in scripts
+            ]
+        )
+        return [reply if isinstance(reply, RpcError) else invoke_result_from_json(reply) for reply in replies]
+
+    async def mempool_size(self) -> int:
+        """Transactions in the node's memory pool."""
+        return len(await self.call("getrawmempool"))
+
     async def send_raw_transaction(self, data: bytes) -> SendOutcome:
         """Offer a signed transaction. Sending the same bytes twice does no harm.
 
         Raises:
             NodeUnavailable: ambiguous, a node may have taken it.
         """
-        params = [base64.b64encode(data).decode()]
-        request = {"jsonrpc": "2.0", "id": 1, "method": "sendrawtransaction", "params": params}
-        reply, ambiguous = await self._ask(request)
+        (outcome,) = await self.send_raw_transactions([data])
+        if isinstance(outcome, NodeUnavailable):
+            raise outcome
+        return outcome
+
+    async def send_raw_transactions(self, many: Sequence[bytes]) -> list[SendOutcome | NodeUnavailable]:
+        """`send_raw_transaction` of up to `MAX_BATCH` in one HTTP request; `NodeUnavailable` in the place of one
+        of which the node said nothing.
+
+        Raises:
+            NodeUnavailable: ambiguous for all of them.
+        """
+        requests = [
+            {
+                "jsonrpc": "2.0",
+                "id": index,
+                "method": "sendrawtransaction",
+                "params": [base64.b64encode(data).decode()],
+            }
+            for index, data in enumerate(many)
+        ]
+        reply, ambiguous = await self._ask(requests if len(requests) > 1 else requests[0])
+        replies = {one.get("id"): one for one in reply} if isinstance(reply, list) else {0: reply}
+        return [self._send_outcome(replies[index], ambiguous) for index in range(len(many))]
+
+    def _send_outcome(self, reply: dict[str, Any], ambiguous: bool) -> SendOutcome | NodeUnavailable:
         try:
             _result(reply)
         except RpcError as error:
             kind = _SEND_KINDS.get(error.node_code)
             if kind is None:
                 # An internal error, a missing method: the node said nothing about the transaction.
-                raise NodeUnavailable(f"{self.url}: sendrawtransaction: {error.detail}") from None
+                return NodeUnavailable(f"{self.url}: sendrawtransaction: {error.detail}")
             return SendOutcome(kind, error.node_code, error.detail, ambiguous)
         return SendOutcome("accepted")
 

@@ -1,6 +1,6 @@
 """Why a transaction is refused or ends without effect."""
 
-from neolayer.core.errors import Conflict, InvalidRequest, NotFound
+from neolayer.core.errors import Conflict, InvalidRequest, NotFound, TooManyRequests
 
 
 class TransactionNotFound(NotFound):
@@ -56,3 +56,15 @@ class TransactionBusy(Conflict):
 
     code = "transaction_busy"
     retryable = True
+
+
+class QueueFull(TooManyRequests):
+    """Too many transactions are waiting; try again later."""
+
+    code = "queue_full"
+
+
+class TenantPaused(Conflict):
+    """The operator has paused this tenant."""
+
+    code = "tenant_paused"

@@ -7,6 +7,10 @@ from uuid import UUID
 
 import msgspec
 
+#: Notices: there is something to do for workers; the size of their pool was changed.
+TOPIC: Final = "transactions"
+POOL_TOPIC: Final = "worker_pool"
+
 #: A contract call in Neo's parameter JSON: ``{contract, method, args: [{type, value}], call_flags?}``.
 #: Its parts are checked by `chain.scripts`, which says where a mistake is.
 type CallJson = dict[str, Any]
@@ -26,8 +30,8 @@ class Priority(IntEnum):
     CRITICAL = 3
 
 
-#: What a priority is worth in the queue of its tenant; seconds. A transaction is overtaken only by those of a higher
-#: priority that came within the difference of both, so that none starves.
+#: What a priority is worth in the queue of its tenant; seconds. A transaction is overtaken only by those of a
+#: higher priority that came within the difference of both, so that none starves.
 HEAD_START_S: Final = {Priority.LOW: -60, Priority.NORMAL: 0, Priority.HIGH: 60, Priority.CRITICAL: 600}
 
 

@@ -94,7 +94,7 @@ class Pricing:
         needed = gas_asked
         if balance >= needed:
             price, result = await self.price(wallet, script, max_fee)
-            needed = price.total + _gas_moved_away(result.notifications, wallet.script_hash)
+            needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
         if balance < needed:
             raise InsufficientGas(
                 f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
@@ -115,7 +115,7 @@ def gas_asked(calls: Sequence[Mapping[str, Any]], account: Hash160) -> int:
     return asked
 
 
-def _gas_moved_away(notifications: list[Any], account: Hash160) -> int:
+def gas_moved_away(notifications: list[Any], account: Hash160) -> int:
     """Net datoshi that the NEP-17 ``Transfer`` notifications of GAS take from an account."""
     moved = 0
     for notification in notifications:

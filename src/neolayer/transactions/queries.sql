@@ -23,7 +23,7 @@ WHERE tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s
 SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blocks, t.max_fee, t.grouping, t.fifo_key,
        t.not_before, t.not_before_block, t.on_expiry, t.execution_id, t.txid,
        (SELECT count(*) FROM transaction_attempt_intents o WHERE (o.tenant_id, o.txid) = (t.tenant_id, t.txid)),
-       a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result,
+       a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result, i.system_fee,
        t.created_at, t.updated_at
 FROM transactions t
 LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
@@ -40,7 +40,7 @@ WHERE t.tenant_id = %(tenant_id)s AND t.id = %(id)s
 SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blocks, t.max_fee, t.grouping, t.fifo_key,
        t.not_before, t.not_before_block, t.on_expiry, t.execution_id, t.txid,
        (SELECT count(*) FROM transaction_attempt_intents o WHERE (o.tenant_id, o.txid) = (t.tenant_id, t.txid)),
-       a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result,
+       a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result, i.system_fee,
        t.created_at, t.updated_at
 FROM transactions t
 LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
@@ -113,9 +113,21 @@ WITH RECURSIVE keys AS (
 )
 UPDATE transactions t SET held = false FROM heads h WHERE (t.tenant_id, t.id) = (h.tenant_id, h.id)
 
--- name: in_flight
--- Live attempts, all of which nodes' memory pools may hold.
-SELECT count(*) FROM transaction_attempts WHERE network = %(network)s AND state IN ('signed', 'sent')
+-- name: traffic
+-- Waiting intents; live attempts, all of which nodes' memory pools may hold; of the last blocks: how many
+-- transactions, how many of ours, and how many blocks ours waited.
+SELECT (SELECT count(*) FROM transactions WHERE state = 'queued' AND NOT held),
+       (SELECT count(*) FROM transaction_attempts WHERE network = %(network)s AND state IN ('signed', 'sent')),
+       blocks.per_block, coalesce(included.number::float8 / greatest(blocks.number, 1), 0),
+       coalesce(included.waited::float8, 0)
+FROM (
+    SELECT count(*) AS number, coalesce(avg(transactions), 0)::float8 AS per_block, max(index) AS last
+    FROM (SELECT index, transactions FROM chain_blocks WHERE network = %(network)s
+          ORDER BY index DESC LIMIT %(blocks)s) b
+) blocks CROSS JOIN LATERAL (
+    SELECT count(*) AS number, avg(block_index - sent_at_height) AS waited FROM transaction_attempts
+    WHERE network = %(network)s AND block_index > blocks.last - %(blocks)s AND sent_at_height > 0
+) included
 
 -- name: lease
 -- Tenants take turns, whatever the length of their queues; among a tenant's transactions `rank_at` counts. Wallets
@@ -221,8 +233,8 @@ WITH carried AS (
 ), given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(tenants)s::uuid[], %(wallets)s::uuid[], %(raws)s::bytea[],
                          %(grouped)s::boolean[], %(until)s::bigint[], %(attempt_system_fees)s::bigint[],
-                         %(attempt_network_fees)s::bigint[], %(sizes)s::int[])
-             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, size)
+                         %(attempt_network_fees)s::bigint[], %(gas_out)s::bigint[], %(sizes)s::int[])
+             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, gas_out, size)
 ), mine AS (
     SELECT t.tenant_id, t.id, g.txid FROM transactions t
     JOIN carried c ON c.transaction_id = t.id
@@ -236,8 +248,8 @@ WITH carried AS (
     JOIN wallets w ON (w.tenant_id, w.id) = (g.tenant_id, g.wallet_id) AND w.paused_at IS NULL
 ), attempt AS (
     INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, grouped, valid_until_block,
-                                      system_fee, network_fee, lease, lease_until)
-    SELECT tenant_id, txid, wallet_id, %(network)s, raw, grouped, valid_until_block, system_fee, network_fee,
+                                      system_fee, network_fee, gas_out, lease, lease_until)
+    SELECT tenant_id, txid, wallet_id, %(network)s, raw, grouped, valid_until_block, system_fee, network_fee, gas_out,
            %(lease)s, now() + make_interval(secs => %(lease_s)s)
     FROM complete
     RETURNING tenant_id, txid

@@ -197,9 +197,7 @@ class Replacements:
         carried: list[Carried] = []
         if attempts:
             dearest = max(attempts, key=lambda one: one.network_fee)
-            rows = await self._database.fetch(
-                _SQL["carried"], {"tenant_id": tenant_id, "txid": dearest.txid.data}
-            )
+            rows = await self._database.fetch(_SQL["carried"], {"tenant_id": tenant_id, "txid": dearest.txid.data})
             carried = [Carried(id, bytes(script), *rest) for id, script, *rest in rows]
         return Family(state, hash_, wallet_id, speed, cancelling, tuple(attempts), tuple(carried))
 

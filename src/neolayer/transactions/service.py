@@ -17,22 +17,36 @@ from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
 from neolayer.db.notices import notify
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
-from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TransactionNotFound
-from neolayer.transactions.model import EventView, Priority, TransactionRequest, TransactionView
+from neolayer.transactions.backpressure import QueueBound
+from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TenantPaused, TransactionNotFound
+from neolayer.transactions.model import (
+    HEAD_START_S,
+    TOPIC,
+    EventView,
+    Priority,
+    TransactionRequest,
+    TransactionView,
+)
 from neolayer.transactions.pricing import Pricing, gas_asked
-from neolayer.wallets.service import Wallet, Wallets
+from neolayer.wallets.service import Wallet, WalletPaused, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
-#: Wakes the workers.
-TOPIC: Final = "transactions"
 _decode_request = msgspec.json.Decoder(TransactionRequest).decode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Transactions:
-    def __init__(self, database: Database, wallets: Wallets, pricing: Pricing, contracts: Contracts) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wallets: Wallets,
+        pricing: Pricing,
+        contracts: Contracts,
+        bound: QueueBound,
+    ) -> None:
         self._database = database
+        self._bound = bound
         self._wallets = wallets
         self._pricing = pricing
         self._contracts = contracts
@@ -71,9 +85,12 @@ class Transactions:
             OtherNetwork: it is meant for another network.
             SimulationFaulted, FeeAboveCap, InsufficientGas: it would not succeed.
             IdempotencyMismatch: the key was used with another request.
+            WalletPaused, TenantPaused: nothing is signed for it just now.
+            QueueFull: too many are waiting.
         """
         wallet = await self._wallets.find(tenant_id, request.wallet)
         script = build_script(request.calls)
+        priority = Priority[request.priority.upper()]
         max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
         request_hash = hashlib.sha256(_encode_sorted(request)).digest()
         id = uuid7()
@@ -83,6 +100,8 @@ class Transactions:
             key = idempotency_key if execution_id else f"client:{idempotency_key}"
         if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
             return found, False
+        await self._check_pauses(wallet)
+        await self._bound.admit(tenant_id)
         network = request.network
         try:
             network = await self._pricing.network()
@@ -101,9 +120,16 @@ class Transactions:
                     "request_hash": request_hash,
                     "calls": msgspec.json.encode(request.calls).decode(),
                     "script": script,
-                    "priority": Priority[request.priority.upper()],
+                    "call_count": len(request.calls),
+                    "priority": priority,
+                    "head_start_s": HEAD_START_S[priority],
                     "valid_for_blocks": request.valid_for_blocks,
                     "max_fee": max_fee,
+                    "grouping": request.group,
+                    "fifo_key": request.fifo_key,
+                    "not_before": request.not_before,
+                    "not_before_block": request.not_before_block,
+                    "on_expiry": request.on_expiry,
                     "execution_id": execution_id,
                     "network": network,
                 },
@@ -131,6 +157,13 @@ class Transactions:
             # A manifest that was replaced says more than the virtual machine does.
             await self._contracts.check(request.calls, anew=True)
             raise
+
+    async def _check_pauses(self, wallet: Wallet) -> None:
+        if wallet.pause_reason is not None:
+            raise WalletPaused(f"wallet {wallet.name!r} is paused: {wallet.pause_reason}")
+        row = await self._database.fetch_one(_SQL["tenant_pause"], {"tenant_id": wallet.tenant_id})
+        if row is not None:
+            raise TenantPaused(f"this tenant is paused: {row[0]}")
 
     async def _same(self, tenant_id: UUID, key: str, request_hash: bytes) -> TransactionView | None:
         row = await self._database.fetch_one(_SQL["by_key"], {"tenant_id": tenant_id, "idempotency_key": key})
@@ -179,14 +212,21 @@ class Transactions:
             priority,
             valid_for_blocks,
             max_fee,
+            grouping,
+            fifo_key,
+            not_before,
+            not_before_block,
+            on_expiry,
             execution_id,
             txid,
+            group_size,
             valid_until_block,
             system_fee,
             network_fee,
             block_index,
             block_time,
             result,
+            share,
             created_at,
             updated_at,
         ) = row
@@ -200,14 +240,20 @@ class Transactions:
             priority=Priority(priority).name.lower(),
             valid_for_blocks=valid_for_blocks,
             max_fee=_gas(max_fee),
+            group=grouping,
+            fifo_key=fifo_key,
+            not_before=not_before,
+            not_before_block=not_before_block,
+            on_expiry=on_expiry,
             execution=execution_id,
             txid=None if txid is None else str(Hash256(bytes(txid))),
+            group_size=group_size or None,
             valid_until_block=valid_until_block,
             system_fee=_gas(system_fee),
             network_fee=_gas(network_fee),
             block=block_index,
             block_time=block_time,
-            result=_result(result),
+            result=_result(result, share),
             created_at=created_at,
             updated_at=updated_at,
         )
@@ -217,5 +263,6 @@ def _gas(datoshi: int | None) -> str | None:
     return None if datoshi is None else gas_text(datoshi)
 
 
-def _result(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if result is None else result | {"gas_consumed": gas_text(result["gas_consumed"])}
+def _result(result: dict[str, Any] | None, share: int) -> dict[str, Any] | None:
+    """``share``: of the system fee; datoshi. All that is paid is burned, whether consumed or not."""
+    return None if result is None else result | {"gas_consumed": gas_text(share)}

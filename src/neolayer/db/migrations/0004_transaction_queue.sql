@@ -42,6 +42,8 @@ ALTER TABLE transaction_attempts
     -- Carries intents out; or replaces earlier attempts that it names in Conflicts.
     ADD kind           text NOT NULL DEFAULT 'send' CHECK (kind IN ('send', 'cancel', 'speed_up')),
     ADD conflicts_with bytea[] NOT NULL DEFAULT '{}',
+    -- GAS that its calls move out of the wallet beside the fees, as the simulation showed; datoshi.
+    ADD gas_out        bigint NOT NULL DEFAULT 0,
     -- The script isolates its intents and leaves two stack items for each, see `grouping.py`.
     ADD grouped        boolean NOT NULL DEFAULT false,
     -- `signed` and `sent` are live: a block may take them. Of the others no block will: it is in one, its
@@ -106,7 +108,8 @@ CREATE INDEX transaction_attempts_live ON transaction_attempts (network, valid_u
 CREATE INDEX transaction_attempts_by_block ON transaction_attempts (network, block_index)
     WHERE block_index IS NOT NULL;
 
--- What a wallet's live attempts may cost in fees, as nodes' memory pools add it up. Kept by the triggers below.
+-- What a wallet's live attempts may cost it: the fees, which nodes' memory pools add up, and the GAS they move away.
+-- Kept by the triggers below, whoever writes attempts.
 CREATE TABLE wallet_reservations (
     tenant_id   uuid NOT NULL,
     wallet_id   uuid NOT NULL,
@@ -129,7 +132,7 @@ FROM transaction_attempts GROUP BY tenant_id, wallet_id, network;
 CREATE FUNCTION reserve_new_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
-    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee), 0
+    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee + gas_out), 0
     FROM new_rows WHERE state IN ('signed', 'sent')
     GROUP BY tenant_id, wallet_id, network ORDER BY tenant_id, wallet_id, network
     ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE SET reserved = r.reserved + excluded.reserved;
@@ -142,7 +145,7 @@ CREATE FUNCTION reserve_changed_attempts() RETURNS trigger LANGUAGE plpgsql AS $
 BEGIN
     INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
     SELECT n.tenant_id, n.wallet_id, n.network,
-           sum((n.system_fee + n.network_fee)
+           sum((n.system_fee + n.network_fee + n.gas_out)
                * ((n.state IN ('signed', 'sent'))::integer - (o.state IN ('signed', 'sent'))::integer)),
            coalesce(max(n.block_index), 0)
     FROM new_rows n JOIN old_rows o ON (o.tenant_id, o.txid) = (n.tenant_id, n.txid)
@@ -163,3 +166,6 @@ CREATE TABLE worker_pool (
     transactions smallint NOT NULL CHECK (transactions BETWEEN 0 AND 256),
     updated_at   timestamptz NOT NULL DEFAULT now()
 );
+
+-- How full blocks are. Unknown for those that were seen before this.
+ALTER TABLE chain_blocks ADD transactions integer;
