@@ -24,6 +24,7 @@ from neolayer.api.metrics import RequestMetrics
 from neolayer.api.server import build_api
 from neolayer.chain.contracts import Contracts
 from neolayer.chain.fees import Fees
+from neolayer.chain.market import FeeMarket
 from neolayer.chain.read import Reader
 from neolayer.chain.routes import ChainController
 from neolayer.chain.rpc import RpcClient
@@ -62,15 +63,18 @@ from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
 from neolayer.transactions.attempts import Attempts
 from neolayer.transactions.backpressure import QueueBound
+from neolayer.transactions.limits import FeeLimits
 from neolayer.transactions.model import State
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.pipeline import Pipeline
 from neolayer.transactions.prepare import Preparer
 from neolayer.transactions.pricing import Pricing
 from neolayer.transactions.queue import Queue
-from neolayer.transactions.routes import TransactionsController
+from neolayer.transactions.replace import Replacements
+from neolayer.transactions.routes import LimitsController, TransactionsController
 from neolayer.transactions.sending import Sender
 from neolayer.transactions.service import Transactions
+from neolayer.transactions.waiting import Waiting
 from neolayer.wallets.routes import WalletsController
 from neolayer.wallets.service import WalletNotFound, Wallets
 
@@ -109,7 +113,9 @@ class Parts:
     wallets: Wallets
     secrets: Secrets
     pricing: Pricing
+    limits: FeeLimits
     transactions: Transactions
+    replacements: Replacements
     outbox: Outbox
 
 
@@ -141,7 +147,8 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(enclave.close)
         notices = NoticeListener(settings.database_url)
         wallets = Wallets(database, enclave, rpc)
-        pricing = Pricing(rpc, Fees(rpc))
+        pricing = Pricing(rpc, Fees(rpc), FeeMarket(rpc))
+        limits = FeeLimits(database)
         yield Parts(
             settings=settings,
             database=database,
@@ -158,12 +165,15 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
                 wallets,
                 pricing,
                 Contracts(rpc),
+                limits,
                 QueueBound(
                     database,
                     tenant_max=settings.transaction_queue_max,
                     total_max=settings.transaction_queue_total_max,
                 ),
             ),
+            limits=limits,
+            replacements=Replacements(database, rpc, enclave, wallets, pricing, limits),
             outbox=Outbox(database),
         )
 
@@ -337,6 +347,7 @@ class Api:
                 ExecutionsController,
                 WalletsController,
                 TransactionsController,
+                LimitsController,
                 EventsController,
                 ChainController,
                 AttestationController,
@@ -356,6 +367,9 @@ class Api:
                 "followers": Followers(history),
                 "wallets": parts.wallets,
                 "transactions": parts.transactions,
+                "replacements": parts.replacements,
+                "limits": parts.limits,
+                "waiting": Waiting(parts.transactions, feed),
                 "event_streams": EventStreams(parts.outbox, feed),
                 "reader": reader,
                 "rpc": parts.rpc,

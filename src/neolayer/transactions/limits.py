@@ -1,8 +1,8 @@
 """What a wallet may spend on fees: for each transaction, and for each day (UTC).
 
 A transaction of a wallet with a daily limit is counted when it is stored, at the most it can cost: its `max_fee`,
-which is set for it if it has none. As nothing is signed above that, the day's sum is never less than what the wallet
-pays, whatever happens in between. What a transaction did not use is given back once it has ended.
+which is set for it if it has none. As nothing is signed above that, the day's sum is never less than what the
+wallet pays, whatever happens in between. What a transaction did not use is given back once it has ended.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ from uuid import UUID
 
 import msgspec
 
+from neolayer.chain.market import Speed
+
 #: Notices: there is something to do for workers; the size of their pool was changed.
 TOPIC: Final = "transactions"
 POOL_TOPIC: Final = "worker_pool"
@@ -63,6 +65,8 @@ class TransactionRequest(
     not_before_block: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
     #: When no block took it up to its validUntilBlock: it ends, or is signed anew and goes on.
     on_expiry: OnExpiry = "end"
+    #: Which of the fees that recent full blocks took it pays; no matter while blocks are not full.
+    speed: Speed = "standard"
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +103,11 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     result: dict[str, Any] | None
     created_at: datetime
     updated_at: datetime
+    speed: str
+    #: Somebody asked to cancel it, and no block has decided.
+    cancelling: bool
+    #: Number of its latest event.
+    event: int
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -106,6 +115,41 @@ class EventView(msgspec.Struct, frozen=True):
     state: str
     cause: dict[str, Any] | None
     at: datetime
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """An on-chain transaction that was signed for a transaction, perhaps for others too."""
+
+    txid: str
+    #: ``send``, or what it was signed for later: ``speed_up``, ``cancel``.
+    kind: str
+    #: A block may take it: ``signed``, ``sent``. Or not: ``included``, ``expired``, ``refused``, ``replaced``.
+    state: str
+    #: Whether it carries the calls out; otherwise it only takes the place of those that do.
+    executes: bool
+    #: Hashes of those with which it cannot be in one chain.
+    conflicts: list[str]
+    #: This transaction's share of its fees; GAS.
+    system_fee: str
+    network_fee: str
+    valid_until_block: int
+    block: int | None
+    signed_at: datetime
+
+
+class AttemptList(msgspec.Struct, frozen=True):
+    items: list[AttemptView]
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    #: Most that it may cost in all; a GAS decimal.
+    max_fee: str | None = None
+
+
+class SpeedUpRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    speed: Speed = "fast"
+    #: Replaces the transaction's own; a GAS decimal.
+    max_fee: str | None = None
 
 
 class EventList(msgspec.Struct, frozen=True):

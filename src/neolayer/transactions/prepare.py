@@ -15,6 +15,7 @@ from uuid import UUID
 
 from neolayer.chain.errors import RpcError
 from neolayer.chain.fees import FeePolicy
+from neolayer.chain.market import Speed
 from neolayer.chain.payload import Signer, UnsignedTransaction, signature_witness, verification_script
 from neolayer.chain.rpc import InvokeResult, RpcClient
 from neolayer.core.errors import ServiceError
@@ -79,6 +80,8 @@ class Work:
     batch: Batch
     network: int
     policy: FeePolicy
+    #: Datoshi for each byte that each tier pays at least.
+    rates: dict[Speed, int]
     rooms: Rooms
     rejected: list[tuple[Intent, Cause]] = field(default_factory=list)
     postponed: list[tuple[Intent, float, Cause | None]] = field(default_factory=list)
@@ -130,7 +133,8 @@ class Preparer:
             for key in dict.fromkeys((one.tenant_id, one.wallet_id) for one in intents)
         }
         rooms = await self._attempts.rooms(list(wallets.values()), version.network) if wallets else {}
-        work = Work(batch, version.network, policy, rooms)
+        rates = {speed: await self._pricing.rate(speed, policy.height) for speed in {one.speed for one in intents}}
+        work = Work(batch, version.network, policy, rates, rooms)
         for intent in batch.intents:
             if intent.network not in (None, version.network):
                 message = f"accepted for network {intent.network}, the node is of {version.network}"
@@ -223,7 +227,8 @@ class Preparer:
 
     def _priced(self, work: Work, draft: Draft, script: bytes, result: InvokeResult) -> Priced:
         unsigned = UnsignedTransaction(0, 0, 0, 0, (Signer(draft.wallet.script_hash),), script)
-        fee = work.policy.network_fee(unsigned, [verification_script(draft.wallet.public_key)])
+        rate = max(work.rates[intent.speed] for intent in draft.intents)
+        fee = work.policy.network_fee(unsigned, [verification_script(draft.wallet.public_key)], rate=rate)
         out = gas_moved_away(result.notifications, draft.wallet.script_hash)
         return Priced(draft, script, result.gas_consumed, fee, out)
 

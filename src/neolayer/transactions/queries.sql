@@ -2,10 +2,10 @@
 WITH inserted AS (
     INSERT INTO transactions (tenant_id, id, wallet_id, idempotency_key, request_hash, calls, script, call_count,
                               priority, valid_for_blocks, max_fee, grouping, fifo_key, not_before, not_before_block,
-                              on_expiry, execution_id, network, held, available_at, rank_at, state)
+                              on_expiry, speed, execution_id, network, held, available_at, rank_at, state)
     VALUES (%(tenant_id)s, %(id)s, %(wallet_id)s, %(idempotency_key)s, %(request_hash)s, %(calls)s, %(script)s,
             %(call_count)s, %(priority)s, %(valid_for_blocks)s, %(max_fee)s, %(grouping)s, %(fifo_key)s,
-            %(not_before)s, %(not_before_block)s, %(on_expiry)s, %(execution_id)s, %(network)s,
+            %(not_before)s, %(not_before_block)s, %(on_expiry)s, %(speed)s, %(execution_id)s, %(network)s,
             %(fifo_key)s::text IS NOT NULL OR %(not_before_block)s::bigint IS NOT NULL,
             coalesce(%(not_before)s, clock_timestamp()),
             greatest(%(not_before)s, clock_timestamp()) - make_interval(secs => %(head_start_s)s), 'queued')
@@ -24,7 +24,7 @@ SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blo
        t.not_before, t.not_before_block, t.on_expiry, t.execution_id, t.txid,
        (SELECT count(*) FROM transaction_attempt_intents o WHERE (o.tenant_id, o.txid) = (t.tenant_id, t.txid)),
        a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result, i.system_fee,
-       t.created_at, t.updated_at
+       t.created_at, t.updated_at, t.speed, t.cancel_requested_at IS NOT NULL, t.events
 FROM transactions t
 LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 LEFT JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid, i.transaction_id) = (t.tenant_id, t.txid, t.id)
@@ -41,7 +41,7 @@ SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blo
        t.not_before, t.not_before_block, t.on_expiry, t.execution_id, t.txid,
        (SELECT count(*) FROM transaction_attempt_intents o WHERE (o.tenant_id, o.txid) = (t.tenant_id, t.txid)),
        a.valid_until_block, fees.system_fee, fees.network_fee, t.block_index, t.block_time, i.result, i.system_fee,
-       t.created_at, t.updated_at
+       t.created_at, t.updated_at, t.speed, t.cancel_requested_at IS NOT NULL, t.events
 FROM transactions t
 LEFT JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (t.tenant_id, t.txid)
 LEFT JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid, i.transaction_id) = (t.tenant_id, t.txid, t.id)
@@ -169,7 +169,7 @@ UPDATE transactions t
 SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s), tries = tries + 1
 FROM free WHERE (t.tenant_id, t.id) = (free.tenant_id, free.id)
 RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.valid_for_blocks, t.max_fee, t.network,
-          t.grouping = 'never' OR t.alone, t.rank_at
+          t.grouping = 'never' OR t.alone, t.speed, t.rank_at
 
 -- --- what is leased -----------------------------------------------------------------------------------------------
 
@@ -276,9 +276,13 @@ UPDATE transaction_attempts a
 SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s), tries = tries + 1
 FROM (
     SELECT s.tenant_id, s.txid FROM transaction_attempts s
-    JOIN tenants n ON n.id = s.tenant_id AND n.paused_at IS NULL
-    JOIN wallets w ON (w.tenant_id, w.id) = (s.tenant_id, s.wallet_id) AND w.paused_at IS NULL
+    JOIN tenants n ON n.id = s.tenant_id
+    JOIN wallets w ON (w.tenant_id, w.id) = (s.tenant_id, s.wallet_id)
     WHERE s.state = 'signed' AND s.lease_until <= now()
+      AND (s.kind = 'cancel' OR (n.paused_at IS NULL AND w.paused_at IS NULL))
+      AND NOT EXISTS (SELECT FROM transaction_attempts r
+                      WHERE (r.tenant_id, r.wallet_id) = (s.tenant_id, s.wallet_id) AND r.kind <> 'send'
+                        AND r.state IN ('signed', 'sent') AND s.txid = ANY(r.conflicts_with))
     ORDER BY s.lease_until LIMIT %(limit)s
     FOR UPDATE OF s SKIP LOCKED
 ) due
@@ -342,6 +346,13 @@ WITH given AS (
         alone = t.alone OR a.grouped, cause = a.cause, available_at = now(), updated_at = now(), events = events + 1
     FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.tenant_id, a.txid)
     WHERE (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id) AND t.state = 'signed' AND t.txid = a.txid
+      -- What replaces it may still be included.
+      AND NOT EXISTS (
+          SELECT FROM transaction_attempt_intents o
+          JOIN transaction_attempts b ON (b.tenant_id, b.txid) = (o.tenant_id, o.txid)
+          WHERE (o.tenant_id, o.transaction_id) = (t.tenant_id, t.id) AND b.txid <> a.txid
+            AND b.state IN ('signed', 'sent')
+      )
     RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
@@ -350,10 +361,14 @@ SELECT tenant_id, id, events, state, cause FROM changed
 -- --- what blocks say --------------------------------------------------------------------------------------------
 
 -- name: unseen
-SELECT txid, raw FROM transaction_attempts
-WHERE network = %(network)s AND state = 'sent' AND valid_until_block > %(height)s
-  AND sent_at_height <= %(height)s - %(blocks)s
-ORDER BY sent_at_height LIMIT %(limit)s
+-- Not what is to be replaced: its replacement is sent instead.
+SELECT s.txid, s.raw FROM transaction_attempts s
+WHERE s.network = %(network)s AND s.state = 'sent' AND s.valid_until_block > %(height)s
+  AND s.sent_at_height <= %(height)s - %(blocks)s
+  AND NOT EXISTS (SELECT FROM transaction_attempts r
+                  WHERE (r.tenant_id, r.wallet_id) = (s.tenant_id, s.wallet_id) AND r.kind <> 'send'
+                    AND r.state IN ('signed', 'sent') AND s.txid = ANY(r.conflicts_with))
+ORDER BY s.sent_at_height LIMIT %(limit)s
 
 -- name: live
 SELECT txid, grouped FROM transaction_attempts WHERE network = %(network)s AND state IN ('signed', 'sent')
@@ -396,7 +411,12 @@ WITH found AS (
     FROM carried c WHERE (i.tenant_id, i.txid, i.position) = (c.tenant_id, c.txid, c.position)
 ), changed AS (
     UPDATE transactions t
-    SET state = c.state, cause = c.cause, updated_at = now(), events = events + 1, lease = NULL, lease_until = NULL,
+    SET state = c.state, updated_at = now(), events = events + 1, lease = NULL, lease_until = NULL,
+        cause = CASE WHEN c.state = 'cancelled'
+                     THEN json_build_object('code', 'cancelled', 'message', 'another transaction took its place')
+                     WHEN c.cause IS NULL AND t.cancel_requested_at IS NOT NULL
+                     THEN json_build_object('code', 'too_late', 'message', 'it was included before it was cancelled')
+                     ELSE c.cause END,
         txid = CASE WHEN c.state <> 'queued' THEN c.txid END,
         block_index = CASE WHEN c.state <> 'queued' THEN %(index)s::bigint END,
         block_time = CASE WHEN c.state <> 'queued' THEN %(time)s::timestamptz END,

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from neolayer.chain.market import Speed
 from neolayer.core.ids import uuid7
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
@@ -39,6 +40,7 @@ class Intent:
     network: int | None
     #: Never shares an on-chain transaction.
     alone: bool
+    speed: Speed
 
     @property
     def groupable(self) -> bool:
@@ -75,8 +77,8 @@ class Queue:
         return Batch(
             lease,
             [
-                Intent(tenant, id, wallet, tries, bytes(script), calls, blocks, max_fee, network, alone)
-                for tenant, id, wallet, tries, script, calls, blocks, max_fee, network, alone, _ in rows
+                Intent(tenant, id, wallet, tries, bytes(script), calls, blocks, max_fee, network, alone, speed)
+                for tenant, id, wallet, tries, script, calls, blocks, max_fee, network, alone, speed, _ in rows
             ],
         )
 

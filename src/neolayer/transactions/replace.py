@@ -1,12 +1,12 @@
 """Cancelling and speeding up what is signed: another on-chain transaction that takes its place.
 
-What was signed cannot be called back, any node may have it. The replacement names every live attempt in Conflicts and
-pays more than all of them together by our own record, whatever pools show: a dearer one that comes late would displace
-it. So at most one of them is ever in the chain, and only the chain tells which. Like any attempt the replacement is
-stored before it is sent, and the workers send it.
+What was signed cannot be called back, any node may have it. The replacement names every live attempt in Conflicts
+and pays more than all of them together by our own record, whatever pools show: a dearer one that comes late would
+displace it. So at most one of them is ever in the chain, and only the chain tells which. Like any attempt the
+replacement is stored before it is sent, and the workers send it.
 
-Intents that shared the attempt go along: the replacement carries out all of them but the one that is cancelled, and
-that one pays for it. All live attempts of an intent therefore carry the same intents.
+Intents that shared the attempt go along: the replacement carries out all of them but the one that is cancelled,
+and that one pays for it. All live attempts of an intent therefore carry the same intents.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from neolayer.chain.errors import WrongNetwork
-from neolayer.chain.market import FeeMarket, Speed
+from neolayer.chain.market import Speed
 from neolayer.chain.payload import (
     MAX_SIGNERS_AND_ATTRIBUTES,
     Conflicts,
@@ -117,7 +117,6 @@ class Replacements:
         enclave: Enclave,
         wallets: Wallets,
         pricing: Pricing,
-        market: FeeMarket,
         limits: FeeLimits,
     ) -> None:
         self._database = database
@@ -125,7 +124,6 @@ class Replacements:
         self._enclave = enclave
         self._wallets = wallets
         self._pricing = pricing
-        self._market = market
         self._limits = limits
 
     async def cancel(self, tenant_id: UUID, id: UUID, max_fee: int | None) -> None:
@@ -237,7 +235,7 @@ class Replacements:
             script=script,
             attributes=tuple(Conflicts(one.txid) for one in family.attempts),
         )
-        rate = await self._market.rate(speed, policy.height)
+        rate = await self._pricing.rate(speed, policy.height)
         needed = policy.network_fee(draft, [verification_script(wallet.public_key)], rate=rate)
         above_all = sum(one.network_fee for one in family.attempts) + 1
         unsigned = replace(draft, network_fee=max(needed, above_all))
@@ -287,8 +285,10 @@ class Replacements:
         limit = (await self._limits.of(wallet)).max_fee_per_transaction
         if limit is not None:
             self._hold_to_cap(replacement, id, limit)
-        words = "0x… is to take its place".replace("0x…", str(unsigned.hash))
-        cause = {"code": "cancelling" if mine.cancel else "speeding_up", "message": words}
+        cause = {
+            "code": "cancelling" if mine.cancel else "speeding_up",
+            "message": f"{unsigned.hash} is to take its place",
+        }
         async with self._database.transaction() as connection:
             # In one order everywhere; and looked at again afterwards, as whoever held them may have added one.
             await connection.execute(_SQL["lock_live"], key)
@@ -319,7 +319,7 @@ def _script(executed: list[Carried], *, grouped: bool) -> bytes:
 
 
 def _system_fee(result: InvokeResult, family: Family, *, cancel: bool) -> int:
-    """Datoshi. When others of a group fail by now, cancelling goes on: they end in FAULT together and go on alone."""
+    """Datoshi. When others of a group fail by now, cancelling goes on: they end in FAULT and go on alone."""
     if result.halted:
         return result.gas_consumed
     if not cancel and not family.cancelling:
@@ -332,7 +332,7 @@ def _system_fee(result: InvokeResult, family: Family, *, cancel: bool) -> int:
 def _divided(
     executed: list[Carried], cancelled: list[Carried], unsigned: UnsignedTransaction, asking: UUID
 ) -> tuple[Carried, ...]:
-    """Who bears the fees: others the network fee that they bore before, the one that asks for it all that is more."""
+    """Who bears the fees: others the network fee that they bore before, the one that asks all that is more."""
     system = shares(unsigned.system_fee, [one.system_fee for one in executed or cancelled])
     carried = [replace(one, system_fee=fee) for one, fee in zip(executed or cancelled, system, strict=True)]
     if executed:

@@ -19,15 +19,18 @@ from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.transactions.backpressure import QueueBound
 from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TenantPaused, TransactionNotFound
+from neolayer.transactions.limits import FeeLimits, bound
 from neolayer.transactions.model import (
     HEAD_START_S,
     TOPIC,
+    UNFINISHED,
+    AttemptView,
     EventView,
     Priority,
     TransactionRequest,
     TransactionView,
 )
-from neolayer.transactions.pricing import Pricing, gas_asked
+from neolayer.transactions.pricing import Price, Pricing, gas_asked
 from neolayer.wallets.service import Wallet, WalletPaused, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
@@ -43,13 +46,15 @@ class Transactions:
         wallets: Wallets,
         pricing: Pricing,
         contracts: Contracts,
-        bound: QueueBound,
+        limits: FeeLimits,
+        queue_bound: QueueBound,
     ) -> None:
         self._database = database
-        self._bound = bound
+        self._bound = queue_bound
         self._wallets = wallets
         self._pricing = pricing
         self._contracts = contracts
+        self._limits = limits
 
     async def submit_json(
         self, principal: Principal, request: bytes, *, idempotency_key: str, execution_id: UUID
@@ -105,9 +110,16 @@ class Transactions:
         network = request.network
         try:
             network = await self._pricing.network()
-            await self._try_out(wallet, request, script, max_fee, network)
+            price = await self._try_out(wallet, request, script, max_fee, network)
         except NodeUnavailable as error:
-            _log.warning("transaction %s queued untried: %s", id, error.detail)
+            price = None
+            untried = error
+        limits = await self._limits.of(wallet)
+        max_fee = bound(wallet, limits, max_fee, None if price is None else price.total)
+        if price is None:
+            if limits.max_fee_per_day is not None and max_fee is None:
+                raise untried  # what it may cost is not known, so it cannot be counted
+            _log.warning("transaction %s queued untried: %s", id, untried.detail)
 
         async with self._database.transaction() as connection:
             inserted = await connection.execute(
@@ -130,12 +142,15 @@ class Transactions:
                     "not_before": request.not_before,
                     "not_before_block": request.not_before_block,
                     "on_expiry": request.on_expiry,
+                    "speed": request.speed,
                     "execution_id": execution_id,
                     "network": network,
                 },
             )
             new = inserted.rowcount == 1
             if new:
+                if max_fee is not None and limits.max_fee_per_day is not None:
+                    await self._limits.count(connection, wallet, id, max_fee)
                 await notify(connection, TOPIC)
         if not new:
             found = await self._same(tenant_id, key, request_hash)
@@ -145,13 +160,17 @@ class Transactions:
 
     async def _try_out(
         self, wallet: Wallet, request: TransactionRequest, script: bytes, max_fee: int | None, network: int
-    ) -> None:
+    ) -> Price:
         if request.network not in (None, network):
             raise OtherNetwork(f"it is meant for network {request.network}; this service is on {network}")
         await self._contracts.check(request.calls)
         try:
-            await self._pricing.preflight(
-                wallet, script, max_fee, gas_asked=gas_asked(request.calls, wallet.script_hash)
+            return await self._pricing.preflight(
+                wallet,
+                script,
+                max_fee,
+                request.speed,
+                gas_asked=gas_asked(request.calls, wallet.script_hash),
             )
         except SimulationFaulted:
             # A manifest that was replaced says more than the virtual machine does.
@@ -199,6 +218,16 @@ class Transactions:
             raise TransactionNotFound(f"no transaction {id}")
         return [EventView(*row) for row in rows]
 
+    async def attempts(self, tenant_id: UUID, id: UUID) -> list[AttemptView]:
+        """On-chain transactions that were signed for it, oldest first.
+
+        Raises:
+            TransactionNotFound: the tenant has none with this id.
+        """
+        await self.show(tenant_id, id)
+        rows = await self._database.fetch(_SQL["attempts_of"], {"tenant_id": tenant_id, "id": id})
+        return [_attempt(row) for row in rows]
+
     async def count_by_state(self) -> dict[str, int]:
         return dict(await self._database.fetch(_SQL["count_by_state"]))
 
@@ -229,6 +258,9 @@ class Transactions:
             share,
             created_at,
             updated_at,
+            speed,
+            cancelling,
+            event,
         ) = row
         wallet = await self._wallets.get(tenant_id, wallet_id)
         return TransactionView(
@@ -256,7 +288,26 @@ class Transactions:
             result=_result(result, share),
             created_at=created_at,
             updated_at=updated_at,
+            speed=speed,
+            cancelling=cancelling and state in UNFINISHED,
+            event=event,
         )
+
+
+def _attempt(row: TupleRow) -> AttemptView:
+    txid, kind, state, role, conflicts, system_fee, network_fee, until, block, signed_at = row
+    return AttemptView(
+        txid=str(Hash256(bytes(txid))),
+        kind=kind,
+        state=state,
+        executes=role == "execute",
+        conflicts=[str(Hash256(bytes(named))) for named in conflicts],
+        system_fee=gas_text(system_fee),
+        network_fee=gas_text(network_fee),
+        valid_until_block=until,
+        block=block,
+        signed_at=signed_at,
+    )
 
 
 def _gas(datoshi: int | None) -> str | None:
