@@ -89,11 +89,11 @@ class Monitor:
         async with self._database.transaction() as connection:
             if ours:
                 await self._include(connection, block, ours)
-            expired = await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
+            expired = await self._expire(connection, block.index)
             await self._seen.advance(
                 connection, Cursor(block.index, block.hash), _time(block), len(block.transactions)
             )
-            if ours or expired.rowcount:
+            if ours or expired:
                 await notify(connection, TOPIC)
         # The block is done with. Were this lost, the workers would do it within a second.
         with contextlib.suppress(ServiceError):
@@ -126,7 +126,15 @@ class Monitor:
             "index": block.index,
             "time": _time(block),
         }
+        await connection.execute(_SQL["lock_attempts"], params)
         await connection.execute(_SQL["include"], params)
+
+    async def _expire(self, connection: Connection, index: int) -> bool:
+        params = {"network": self._network, "index": index}
+        ended = (await connection.execute(_SQL["lock_expiring"], params)).rowcount > 0
+        if ended:
+            await connection.execute(_SQL["expire"], params)
+        return ended
 
     async def _resend(self) -> None:
         while True:

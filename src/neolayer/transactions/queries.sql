@@ -329,6 +329,7 @@ FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.
 WHERE (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id) AND t.state = 'signed'
 
 -- name: refuse
+-- After `lock_attempts`.
 -- No node has it nor ever will. What shared it with others goes on alone.
 WITH given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(causes)s::text[]::json[]) AS g (txid, cause)
@@ -376,7 +377,26 @@ SELECT txid, grouped FROM transaction_attempts WHERE network = %(network)s AND s
 -- name: ours
 SELECT txid, grouped FROM transaction_attempts WHERE txid = ANY(%(txids)s)
 
+-- name: lock_attempts
+-- With those that replace them or that they replace. What is decided by what else is live is decided in a statement
+-- after this one: while this waits for a replacement to be stored, its own view of the table gets old.
+WITH wanted AS (
+    SELECT unnest(%(txids)s::bytea[]) AS txid
+    UNION
+    SELECT unnest(conflicts_with) FROM transaction_attempts WHERE txid = ANY(%(txids)s) AND kind <> 'send'
+    UNION
+    SELECT txid FROM transaction_attempts
+    WHERE kind <> 'send' AND state IN ('signed', 'sent') AND conflicts_with && %(txids)s::bytea[]
+)
+SELECT a.txid FROM transaction_attempts a JOIN wanted w ON w.txid = a.txid ORDER BY a.txid FOR UPDATE OF a
+
+-- name: lock_expiring
+SELECT txid FROM transaction_attempts
+WHERE network = %(network)s AND state IN ('signed', 'sent') AND valid_until_block <= %(index)s
+ORDER BY txid FOR UPDATE
+
 -- name: include
+-- After `lock_attempts`.
 -- The chain is right whatever state we were in; the same block a second time changes nothing. Outcomes are of each
 -- position, or of the whole attempt where the position is null.
 WITH found AS (
@@ -430,6 +450,7 @@ INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
 SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: expire
+-- After `lock_expiring`.
 -- All blocks up to this one were looked through, and an attempt is in none of them after its validUntilBlock. An
 -- intent ends with the last of its attempts.
 WITH locked AS (
@@ -575,7 +596,8 @@ ORDER BY a.txid FOR UPDATE OF a
 
 -- name: carried
 -- Positions of those that are not carried out come last.
-SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.max_fee, coalesce(t.counted_fee, 0)
+SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.valid_for_blocks, t.max_fee,
+       coalesce(t.counted_fee, 0)
 FROM transaction_attempt_intents i
 JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
 WHERE i.tenant_id = %(tenant_id)s AND i.txid = %(txid)s ORDER BY i.position

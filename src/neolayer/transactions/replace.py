@@ -51,8 +51,6 @@ _SQL: Final = load_queries("neolayer.transactions")
 _NOTHING: Final = b"\x40"  # RET
 #: Times that a replacement is made anew because the attempts changed meanwhile.
 TRIES: Final = 5
-#: Blocks that a replacement is valid for at least.
-VALID_FOR_BLOCKS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,7 @@ class Carried:
     cancel: bool
     system_fee: int
     network_fee: int
+    valid_for_blocks: int
     max_fee: int | None
     #: Already in its day's sum, see `limits`.
     counted_fee: int
@@ -90,9 +89,17 @@ class Family:
     wallet_id: UUID
     speed: Speed
     cancelling: bool
-    attempts: tuple[Live, ...]
+    attempts: tuple[Live, ...] = ()
     #: Those that are carried out first, in the order of their calls.
-    carried: tuple[Carried, ...]
+    carried: tuple[Carried, ...] = ()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.state == "cancelled"
+
+    def too_late(self) -> TooLate:
+        txid = None if self.txid is None else str(self.txid)
+        return TooLate(f"it is {self.state} already", state=self.state, txid=txid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +143,14 @@ class Replacements:
 
         Raises:
             TransactionNotFound: the tenant has none with this id.
-            TooLate: its state is final.
+            TooLate: its state is final, and another one.
             FeeAboveCap, DailyCapReached: it would cost too much.
             TooManyAttempts: no more fit into one transaction's Conflicts.
             NodeUnavailable: no node answers; the intent goes on.
         """
         for _ in range(TRIES):
             family = await self._family(tenant_id, id)
-            if family.state == "cancelled" or (family.state in UNFINISHED and family.cancelling):
+            if family.cancelled or family.cancelling:
                 return
             if family.state == "queued":
                 if await self._end_queued(tenant_id, id):
@@ -167,6 +174,8 @@ class Replacements:
         """
         for _ in range(TRIES):
             family = await self._family(tenant_id, id)
+            if family.cancelled:
+                raise family.too_late()
             if family.state == "queued":
                 params = {"tenant_id": tenant_id, "id": id, "speed": speed, "max_fee": max_fee}
                 if await self._database.execute(_SQL["speed_up_queued"], params):
@@ -189,15 +198,18 @@ class Replacements:
             raise TransactionNotFound(f"no transaction {id}")
         state, txid, wallet_id, speed, cancelling = row
         hash_ = None if txid is None else Hash256(bytes(txid))
-        if state not in (*UNFINISHED, "cancelled"):
-            raise TooLate(f"it is {state} already", state=state, txid=None if hash_ is None else str(hash_))
+        family = Family(state, hash_, wallet_id, speed, cancelling)
+        if state not in UNFINISHED:
+            if family.cancelled:
+                return family
+            raise family.too_late()
         attempts = [Live(Hash256(bytes(row[0])), *row[1:]) for row in await self._attempts(params)]
         carried: list[Carried] = []
         if attempts:
             dearest = max(attempts, key=lambda one: one.network_fee)
             rows = await self._database.fetch(_SQL["carried"], {"tenant_id": tenant_id, "txid": dearest.txid.data})
             carried = [Carried(id, bytes(script), *rest) for id, script, *rest in rows]
-        return Family(state, hash_, wallet_id, speed, cancelling, tuple(attempts), tuple(carried))
+        return replace(family, attempts=tuple(attempts), carried=tuple(carried))
 
     async def _attempts(self, params: dict[str, Any], connection: Connection | None = None) -> list[Any]:
         if connection is None:
@@ -225,7 +237,9 @@ class Replacements:
         script = _script(executed, grouped=grouped)
         result = await self._rpc.invoke_script(script, [Signer(wallet.script_hash)])
         longest = max(one.valid_until_block for one in family.attempts)
-        until = max(longest, policy.height + VALID_FOR_BLOCKS)
+        # As long as what it replaces, or that might still come.
+        asking = next(one for one in marked if one.id == id)
+        until = max(longest, policy.height + asking.valid_for_blocks)
         draft = UnsignedTransaction(
             nonce=secrets.randbits(32),
             system_fee=_system_fee(result, family, cancel=cancel),

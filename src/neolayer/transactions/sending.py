@@ -118,7 +118,9 @@ class Sender:
                 "txids": [txid for txid, _ in answers.refused],
                 "causes": [cause_json(cause) for _, cause in answers.refused],
             }
-            await self._database.execute(_SQL["refuse"], params)
+            async with self._database.transaction() as connection:
+                await connection.execute(_SQL["lock_attempts"], params)
+                await connection.execute(_SQL["refuse"], params)
         if answers.waiting:
             params = {
                 "lease": lease,
