@@ -1,6 +1,6 @@
 """Conflicts and NotValidBefore: our bytes are the node's, and the node treats them as we rely on.
 
-Cancelling and replacing rest on each of these facts. Where the memory pool matters, blocks come every two seconds
+Cancelling and replacing rest on each of these facts. Where the memory pool matters, blocks come once a second
 and a test begins right after one.
 """
 
@@ -24,7 +24,7 @@ PLENTY = 2_000_000
 
 @pytest.fixture(scope="module")
 async def slow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
-    node = Node(tmp_path_factory.mktemp("slow"), block_ms=2000)
+    node = Node(tmp_path_factory.mktemp("slow"), block_ms=1000)
     try:
         await node.start()
         yield node

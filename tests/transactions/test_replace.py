@@ -1,7 +1,7 @@
 """Cancel and speed-up: of all that was signed for an intent at most one is ever in the chain, and we say which.
 
-Blocks come every 1.2 seconds here, so that transactions stay in the pool long enough to be displaced. A proxy keeps
-from the node what must not reach it.
+Blocks come every 1.2 seconds here, so that transactions stay in the pool long enough to be displaced. A proxy
+keeps from the node what must not reach it.
 """
 
 import asyncio
@@ -100,6 +100,11 @@ async def never_again(room: Room, txid: str) -> None:
 
 async def cancel(room: Room, view: TransactionView, max_fee: int | None = None) -> None:
     await room.parts.replacements.cancel(room.tenant_id, view.id, max_fee)
+
+
+async def speed_up_often(room: Room, view: TransactionView, times: int) -> None:
+    for _ in range(times):
+        await speed_up(room, view)
 
 
 async def speed_up(room: Room, view: TransactionView, max_fee: int | None = None) -> None:
@@ -290,8 +295,7 @@ async def test_a_cap_keeps_a_replacement_from_being_signed(room: Room, gate: Nod
         view = await room.submit(stranger(), 5, max_fee="0.15")
         await reaches(room, view, "sent")
         with pytest.raises(FeeAboveCap):
-            for _ in range(5):
-                await speed_up(room, view)
+            await speed_up_often(room, view, 5)
         made = len(await attempts(room, view))
         with pytest.raises(FeeAboveCap):
             await cancel(room, view, max_fee=1000)

@@ -1,5 +1,5 @@
-"""Cancels and speed-ups at random moments, on fast blocks: each intent happens once or not at all, as its state says,
-and the wallet's balance is what our records add up to, to the last datoshi."""
+"""Cancels and speed-ups at random moments, on fast blocks: each intent happens once or not at all, as its state
+says, and the wallet's balance is what our records add up to, to the last datoshi."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ async def settled(room: Room, views: list[TransactionView]) -> list[TransactionV
     return [await room.show(view) for view in views]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_random_cancels_and_speed_ups_leave_one_effect_or_none(
     node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy, seed: int
 ) -> None:
