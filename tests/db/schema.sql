@@ -427,14 +427,8 @@ ALTER TABLE ONLY public.functions
     ADD CONSTRAINT functions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.secrets
     ADD CONSTRAINT secrets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
-ALTER TABLE ONLY public.transaction_attempt_intents
-    ADD CONSTRAINT transaction_attempt_intents_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
-ALTER TABLE ONLY public.transaction_attempt_intents
-    ADD CONSTRAINT transaction_attempt_intents_tenant_id_txid_fkey FOREIGN KEY (tenant_id, txid) REFERENCES public.transaction_attempts(tenant_id, txid);
 ALTER TABLE ONLY public.transaction_attempts
     ADD CONSTRAINT transaction_attempts_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
-ALTER TABLE ONLY public.transaction_events
-    ADD CONSTRAINT transaction_events_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.transactions

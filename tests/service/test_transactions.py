@@ -137,14 +137,17 @@ async def test_a_fee_above_the_cap_is_refused(system: System) -> None:
     assert float(problem["fee"]) > 0.001
 
 
-async def test_a_call_that_faults_in_its_block_is_faulted_with_its_exception(system: System) -> None:
-    """Two transfers of more than half the balance: both simulate well, one finds the GAS gone."""
+async def test_transfers_that_exceed_the_balance_together_cost_no_fees_for_nothing(system: System) -> None:
+    """Two of more than half the balance both simulate well; the second waits and is then refused."""
     wallet = await system.post("/wallets", {"name": "contended"}, status=201)
     funding = await system.transfer("default", wallet["address"], 2 * 10**8)
     await system.settled(funding["id"])
     sent = await asyncio.gather(*(system.transfer("contended", RECEIVER, 120_000_000 + n) for n in range(2)))
     views = [await system.settled(view["id"]) for view in sent]
-    assert sorted(view["state"] for view in views) == ["confirmed", "faulted"]
-    faulted = next(view for view in views if view["state"] == "faulted")
-    assert faulted["cause"]["code"] == "vm_fault"
-    assert "ASSERT" in faulted["result"]["exception"]
+    assert sorted(view["state"] for view in views) == ["confirmed", "rejected"]
+    confirmed, rejected = sorted(views, key=lambda view: str(view["state"]))
+    assert rejected["cause"]["code"] == "simulation_faulted"
+    assert "ASSERT" in rejected["cause"]["message"]
+    spent = 2 * 10**8 - await system.gas_of(wallet["address"])
+    fees = round((float(confirmed["system_fee"]) + float(confirmed["network_fee"])) * 10**8)
+    assert spent == int(confirmed["calls"][0]["args"][2]["value"]) + fees

@@ -38,6 +38,9 @@ MAX_CALLS: Final = 500
 #: Calls that share a transaction when there is no need to save room: fees are saved anyway, and few are taken
 #: along when one of them ends all.
 CALLS_AT_EASE: Final = 16
+#: Part of the room in blocks that groups take when the queue is long. Blocks are bounded in bytes, too (neo-go
+#: `MaxBlockSize`, 262,144), and every on-chain transaction has some 190 beside its script.
+PART_OF_ROOM: Final = 1 / 8
 #: Blocks until inclusion that are no sign of a crowd.
 PROMPT_BLOCKS: Final = 2.0
 
@@ -165,7 +168,7 @@ class Traffic:
 
     def calls_wanted(self, blocks: int) -> int:
         """Calls that one on-chain transaction should carry, so that the queue fits into the room there is."""
-        wanted = self.queued / max(self.room(blocks), 1)
+        wanted = self.queued / max(self.room(blocks) * PART_OF_ROOM, 1)
         if self.waited_blocks > PROMPT_BLOCKS:
             wanted *= self.waited_blocks / PROMPT_BLOCKS
         return min(max(math.ceil(wanted), CALLS_AT_EASE), MAX_CALLS)

@@ -149,25 +149,21 @@ WITH RECURSIVE lanes AS (
     WHERE NOT EXISTS (SELECT FROM wallet_reservations r
                       WHERE (r.tenant_id, r.wallet_id) = (l.tenant_id, l.wallet_id) AND r.waits_until > now())
 ), candidates AS (
-    SELECT d.tenant_id, d.id, d.rank_at, row_number() OVER (PARTITION BY d.tenant_id ORDER BY d.rank_at) AS place
+    SELECT d.ctid, d.rank_at, row_number() OVER (PARTITION BY o.tenant_id ORDER BY d.rank_at) AS place
     FROM open o CROSS JOIN LATERAL (
-        SELECT t.tenant_id, t.id, t.rank_at FROM transactions t
+        SELECT t.ctid, t.rank_at FROM transactions t
         WHERE t.tenant_id = o.tenant_id AND t.wallet_id = o.wallet_id
           AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held AND t.available_at <= now()
           -- What is due ranks no later than that: the rest of the index need not be read.
           AND t.rank_at <= now() + make_interval(secs => %(longest_start_s)s)
         ORDER BY t.rank_at LIMIT %(limit)s
     ) d
-), free AS (
-    SELECT t.tenant_id, t.id FROM transactions t
-    JOIN (SELECT tenant_id, id FROM candidates ORDER BY place, rank_at LIMIT %(limit)s) c
-      ON (c.tenant_id, c.id) = (t.tenant_id, t.id)
-    WHERE t.state = 'queued' AND t.lease IS NULL
-    FOR UPDATE OF t SKIP LOCKED
 )
 UPDATE transactions t
 SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s), tries = tries + 1
-FROM free WHERE (t.tenant_id, t.id) = (free.tenant_id, free.id)
+-- By place in the table: the same statement has just read it, and looks at its state once more.
+WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates ORDER BY place, rank_at LIMIT %(limit)s))
+  AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held
 RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.valid_for_blocks, t.max_fee, t.network,
           t.grouping = 'never' OR t.alone, t.speed, t.rank_at
 
