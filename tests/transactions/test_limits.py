@@ -45,7 +45,7 @@ def paid(view: TransactionView) -> int:
 
 async def test_a_transaction_above_the_wallets_limit_is_refused_and_not_stored(room: Room) -> None:
     await limit(room, transaction="0.05")
-    with pytest.raises(FeeAboveCap, match="may pay 0.05 for a transaction"):
+    with pytest.raises(FeeAboveCap, match=r"may pay 0\.05 for a transaction"):
         await room.submit(stranger(), 1)
     assert await queued(room) == 0
     await limit(room, transaction="0.5")

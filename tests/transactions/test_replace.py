@@ -20,7 +20,7 @@ from tests.chain.conftest import Node
 from tests.enclave_process.host import Process
 from tests.proxy import NodeProxy, nothing, sending
 from tests.transactions.conftest import Room, room_on
-from tests.transactions.test_pipeline import running, until
+from tests.transactions.test_pipeline import RefusingNode, running, until
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +310,38 @@ async def test_nobody_replaces_what_is_not_theirs(room: Room) -> None:
         await room.parts.replacements.cancel(view.id, view.id, None)
     with pytest.raises(TransactionNotFound):
         await room.parts.replacements.speed_up(room.tenant_id, room.tenant_id, "fast", None)
+
+
+async def test_a_replacement_that_the_node_refuses_lets_the_transaction_go_on(
+    slow: Node, enclave: Process, database_url: str, valkey_url: str
+) -> None:
+    """The node's own limit of system fees is lower when the replacement comes; asking again makes another one."""
+    refusing = RefusingNode(slow.devnet.rpc_url)
+    await refusing.start()
+    try:
+        async with room_on(slow, enclave, database_url, valkey_url, refusing.url) as room:
+            to = stranger()
+            refusing.refusing = False
+            async with working(room):
+                await slow.next_block()
+                view = await room.submit(to, 5)
+                await reaches(room, view, "sent")
+                refusing.refusing = True
+                await cancel(room, view)
+
+                async def refused() -> bool:
+                    return (await attempts(room, view))[1].state == "refused"
+
+                await until(refused, timeout_s=5)
+                shown = await room.show(view)
+                assert shown.cause is not None
+                assert shown.cause["code"] == "rejected_by_node"
+                refusing.refusing = False
+                await cancel(room, view)
+                await reaches(room, view, "cancelled")
+            made = await attempts(room, view)
+            assert [one.state for one in made] == ["replaced", "refused", "included"]
+            assert made[2].conflicts == [made[0].txid]
+            assert await slow.rpc.balance_of(GAS, to) == 0
+    finally:
+        await refusing.close()

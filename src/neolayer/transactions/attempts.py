@@ -148,7 +148,8 @@ class Attempts:
         await self._database.execute(_SQL["wallets_wait"], _wallet_params(wallets, network) | {"delay_s": delay_s})
 
     async def lease_signed(self, lease: UUID, limit: int) -> list[TupleRow]:
-        """Attempts whose sender died or is to send them again: (tenant_id, txid, raw, network, tries)."""
+        """Attempts whose sender died or is to send them again: (tenant_id, txid, raw, network, tries,
+        whether somebody may have sent them before)."""
         params = {"lease": lease, "lease_s": self._lease_s, "limit": limit}
         return await self._database.fetch(_SQL["lease_signed"], params)
 

@@ -165,7 +165,11 @@ class Pipeline:
                 network = (await self._rpc.version()).network
                 rows = [row for row in signed if row[3] == network]
                 await self._sender.send(
-                    lease, [Signed(bytes(txid), bytes(raw), tries, True) for _, txid, raw, _, tries in rows]
+                    lease,
+                    [
+                        Signed(bytes(txid), bytes(raw), tries, maybe_sent)
+                        for _, txid, raw, _, tries, maybe_sent in rows
+                    ],
                 )
             else:
                 await self._advance(batch, wanted)

@@ -283,7 +283,8 @@ FROM (
     FOR UPDATE OF s SKIP LOCKED
 ) due
 WHERE (a.tenant_id, a.txid) = (due.tenant_id, due.txid)
-RETURNING a.tenant_id, a.txid, a.raw, a.network, a.tries
+-- Replacements are stored for others to send: at the first lease nobody has.
+RETURNING a.tenant_id, a.txid, a.raw, a.network, a.tries, a.kind = 'send' OR a.tries > 1
 
 -- name: mark_sent
 -- Attempts are locked in one order everywhere, so that workers and the follower wait for each other and never in a
@@ -335,7 +336,13 @@ WITH given AS (
 ), attempt AS (
     UPDATE transaction_attempts a SET state = 'refused', lease = NULL, lease_until = NULL
     FROM locked l WHERE (a.tenant_id, a.txid) = (l.tenant_id, l.txid)
-    RETURNING a.tenant_id, a.txid, a.grouped, l.cause
+    RETURNING a.tenant_id, a.txid, a.kind, a.grouped, l.cause
+), told AS (
+    -- What was to be replaced goes on.
+    UPDATE transactions t SET cause = a.cause, updated_at = now()
+    FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.tenant_id, a.txid)
+    WHERE a.kind <> 'send' AND (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
+      AND t.state IN ('signed', 'sent') AND t.txid <> a.txid
 ), changed AS (
     UPDATE transactions t
     SET state = CASE WHEN a.grouped THEN 'queued' ELSE 'rejected' END,

@@ -150,7 +150,7 @@ class Replacements:
         """
         for _ in range(TRIES):
             family = await self._family(tenant_id, id)
-            if family.cancelled or family.cancelling:
+            if family.cancelled or any(one.id == id and one.cancel for one in family.carried):
                 return
             if family.state == "queued":
                 if await self._end_queued(tenant_id, id):
