@@ -36,6 +36,10 @@ class FeePolicy:
     #: Datoshi for each byte of contract storage.
     storage_price: int
 
+    def execution_fee(self, units: int) -> int:
+        """Datoshi for so many units of execution, rounded up."""
+        return -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+
     def network_fee(self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes]) -> int:
         """Datoshi for a transaction's size and the checking of its witnesses.
 
@@ -53,7 +57,7 @@ class FeePolicy:
             invocation_bytes, units = _witness_price(script)
             size += len(var_int(invocation_bytes)) + invocation_bytes + len(var_int(len(script))) + len(script)
             # Each witness is rounded up for itself, as `calculatenetworkfee` does.
-            verification += -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+            verification += self.execution_fee(units)
         return size * self.fee_per_byte + verification
 
 
