@@ -128,7 +128,9 @@ class NodeProxy:
             return web.Response(status=status, headers=headers, body=content)
         if self.swallow(method):
             self.swallowed += 1
-            return web.json_response({"jsonrpc": "2.0", "id": body["id"], "result": {}})
+            many = body if isinstance(body, list) else [body]
+            answers = [{"jsonrpc": "2.0", "id": one["id"], "result": {}} for one in many]
+            return web.json_response(answers if isinstance(body, list) else answers[0])
         async with self._session.post(self.target, json=body) as answer:
             content = await answer.read()
         if self.drop_answer(method):

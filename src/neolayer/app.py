@@ -22,7 +22,9 @@ from neolayer.api.body import DrainedBody
 from neolayer.api.health import HealthChecks
 from neolayer.api.metrics import RequestMetrics
 from neolayer.api.server import build_api
+from neolayer.chain.contracts import Contracts
 from neolayer.chain.fees import Fees
+from neolayer.chain.market import FeeMarket
 from neolayer.chain.read import Reader
 from neolayer.chain.routes import ChainController
 from neolayer.chain.rpc import PoolOptions, RpcClient
@@ -30,12 +32,17 @@ from neolayer.chain.seen import SeenBlocks
 from neolayer.chain.views import show_metrics
 from neolayer.core.errors import Unavailable
 from neolayer.core.settings import Settings
+from neolayer.core.types import DATOSHI_PER_GAS
 from neolayer.db.leader import lead
 from neolayer.db.migrations import migrate
 from neolayer.db.notices import NoticeListener
 from neolayer.db.pool import Database
 from neolayer.enclave import EnclaveClient
 from neolayer.enclave.routes import AttestationController
+from neolayer.events.feed import Feed
+from neolayer.events.outbox import Outbox
+from neolayer.events.routes import EventsController
+from neolayer.events.stream import EventStreams
 from neolayer.functions.aliases import Aliases
 from neolayer.functions.asynchronous import AsyncExecutions
 from neolayer.functions.endpoint import InvokeEndpoint
@@ -56,12 +63,20 @@ from neolayer.observability import garbage
 from neolayer.observability.log import configure_logging
 from neolayer.secrets.routes import SecretsController
 from neolayer.secrets.service import Secrets
+from neolayer.transactions.attempts import Attempts
+from neolayer.transactions.backpressure import QueueBound
+from neolayer.transactions.limits import FeeLimits
 from neolayer.transactions.model import State
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.pipeline import Pipeline
+from neolayer.transactions.prepare import Preparer
 from neolayer.transactions.pricing import Pricing
-from neolayer.transactions.routes import TransactionsController
+from neolayer.transactions.queue import Queue
+from neolayer.transactions.replace import Replacements
+from neolayer.transactions.routes import LimitsController, TransactionsController
+from neolayer.transactions.sending import Sender
 from neolayer.transactions.service import Transactions
+from neolayer.transactions.waiting import Waiting
 from neolayer.wallets.routes import WalletsController
 from neolayer.wallets.service import WalletNotFound, Wallets
 
@@ -100,7 +115,10 @@ class Parts:
     wallets: Wallets
     secrets: Secrets
     pricing: Pricing
+    limits: FeeLimits
     transactions: Transactions
+    replacements: Replacements
+    outbox: Outbox
 
 
 def pool_options(settings: Settings) -> PoolOptions:
@@ -146,7 +164,8 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(enclave.close)
         notices = NoticeListener(settings.database_url)
         wallets = Wallets(database, enclave, rpc)
-        pricing = Pricing(rpc, Fees(rpc))
+        pricing = Pricing(rpc, Fees(rpc), FeeMarket(rpc))
+        limits = FeeLimits(database)
         yield Parts(
             settings=settings,
             database=database,
@@ -158,7 +177,21 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             wallets=wallets,
             secrets=Secrets(database, enclave, notices),
             pricing=pricing,
-            transactions=Transactions(database, wallets, pricing),
+            transactions=Transactions(
+                database,
+                wallets,
+                pricing,
+                Contracts(rpc),
+                limits,
+                QueueBound(
+                    database,
+                    tenant_max=settings.transaction_queue_max,
+                    total_max=settings.transaction_queue_total_max,
+                ),
+            ),
+            limits=limits,
+            replacements=Replacements(database, rpc, enclave, wallets, pricing, limits),
+            outbox=Outbox(database),
         )
 
 
@@ -167,6 +200,42 @@ def build_functions(parts: Parts, reader: Reader, records: ExecutionRecords) -> 
     resolver = Resolver(parts.database, parts.secrets, parts.notices)
     host = HostCalls(reader, parts.wallets, parts.transactions)
     return resolver, Functions(parts.enclave, resolver, host, records)
+
+
+def build_pipeline(parts: Parts) -> Pipeline:
+    """What signs and sends transactions."""
+    settings = parts.settings
+    queue = Queue(parts.database, lease_s=settings.lease_s)
+    attempts = Attempts(parts.database, parts.rpc, lease_s=settings.lease_s)
+    preparer = Preparer(
+        queue,
+        attempts,
+        parts.enclave,
+        parts.rpc,
+        parts.wallets,
+        parts.pricing,
+        grouping=settings.opt_transaction_grouping,
+        group_gas_max=round(settings.group_gas_max * DATOSHI_PER_GAS),
+    )
+    return Pipeline(
+        parts.database,
+        queue,
+        attempts,
+        preparer,
+        Sender(parts.database, parts.rpc, parts.pricing),
+        parts.rpc,
+        parts.pricing,
+        parts.notices,
+        workers=settings.transaction_workers,
+        lease_s=settings.lease_s,
+    )
+
+
+def build_monitor(parts: Parts) -> Monitor:
+    """What confirms transactions."""
+    settings = parts.settings
+    queue = Queue(parts.database, lease_s=settings.lease_s)
+    return Monitor(parts.database, parts.rpc, queue, resend_after_blocks=settings.resend_after_blocks)
 
 
 def health_checks(parts: Parts) -> HealthChecks:
@@ -262,6 +331,7 @@ class Api:
         aliases = Aliases(parts.database, parts.notices)
         history = History(parts.database, records)
         keys = InvokeKeys(parts.database)
+        feed = Feed(parts.outbox)
         asynchronous = AsyncExecutions(
             parts.database, resolver, history, keys, parts.notices, queue_max=self._settings.async_queue_max
         )
@@ -269,6 +339,7 @@ class Api:
             ("notices", parts.notices.run),
             ("use of keys", parts.accounts.record_use),
             ("execution records", records.run),
+            ("events", feed.run),
         ):
             await self._stack.enter_async_context(background(name, work))
         # Before the last records are written: calls that still run have ended for us, and are recorded so.
@@ -303,6 +374,8 @@ class Api:
                 ExecutionsController,
                 WalletsController,
                 TransactionsController,
+                LimitsController,
+                EventsController,
                 ChainController,
                 AttestationController,
             ],
@@ -321,6 +394,10 @@ class Api:
                 "followers": Followers(history),
                 "wallets": parts.wallets,
                 "transactions": parts.transactions,
+                "replacements": parts.replacements,
+                "limits": parts.limits,
+                "waiting": Waiting(parts.transactions, feed),
+                "event_streams": EventStreams(parts.outbox, feed),
                 "reader": reader,
                 "rpc": parts.rpc,
                 "enclave": parts.enclave,
@@ -370,17 +447,8 @@ async def run_worker(settings: Settings) -> None:
     Says ``{"ready": true}`` once connected.
     """
     async with build_parts(settings) as parts:
-        pipeline = Pipeline(
-            parts.database,
-            parts.enclave,
-            parts.rpc,
-            parts.wallets,
-            parts.pricing,
-            parts.notices,
-            workers=settings.transaction_workers,
-            lease_s=settings.lease_s,
-        )
-        monitor = Monitor(parts.database, parts.rpc, resend_after_blocks=settings.resend_after_blocks)
+        pipeline = build_pipeline(parts)
+        monitor = build_monitor(parts)
         # Of functions that asynchronous ones call.
         records = ExecutionRecords(parts.database)
         resolver, functions = build_functions(parts, Reader(parts.rpc), records)
@@ -397,6 +465,7 @@ async def run_worker(settings: Settings) -> None:
             tasks.create_task(records.run())
             tasks.create_task(executions.run())
             tasks.create_task(parts.notices.run())
+            tasks.create_task(parts.outbox.run(settings.events_keep_hours))
             tasks.create_task(pipeline.run())
             tasks.create_task(lead(parts.database.url, "block-follower", monitor.run))
             print(json.dumps({"ready": True}), flush=True)

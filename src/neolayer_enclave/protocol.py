@@ -205,6 +205,22 @@ class Signature(Message, frozen=True):
     public_key: bytes
 
 
+class SignTransactions(Message, frozen=True, tag="sign_transactions"):
+    """`SignTransaction` of many, all or none. Answered by `Signatures`."""
+
+    tenant: str
+    wallet: str
+    sealed: bytes
+    network: int
+    unsigned: list[bytes]
+
+
+class Signatures(Message, frozen=True):
+    #: In the order of the request; each r‖s, 64 bytes.
+    signatures: list[bytes]
+    public_key: bytes
+
+
 class Check(Message, frozen=True, tag="check"):
     """Load a source on trial, its top level included. Answered by `Checked`, or `Failure` with code
     ``syntax_error``, ``import_not_supported``, ``no_entry_point`` or ``invalid_function``."""
@@ -420,6 +436,7 @@ type Request = (
     | Reseal
     | CreateKey
     | SignTransaction
+    | SignTransactions
     | Check
     | Load
     | Warm
@@ -448,6 +465,7 @@ decode_request: Final = msgspec.msgpack.Decoder(
     | Reseal
     | CreateKey
     | SignTransaction
+    | SignTransactions
     | Check
     | Load
     | Warm

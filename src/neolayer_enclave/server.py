@@ -193,6 +193,7 @@ class Connection(FramePeer):
             protocol.Reseal: enclave.reseal,
             protocol.CreateKey: lambda request: enclave.signer.create(request.tenant, request.wallet),
             protocol.SignTransaction: enclave.signer.sign,
+            protocol.SignTransactions: enclave.signer.sign_many,
             protocol.Load: enclave.load,
             protocol.Stats: lambda _: enclave.statistics(),
             protocol.Layers: lambda _: protocol.Hardening(enclave.cells.hardening.table()),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from neolayer_enclave import seal
-from neolayer_enclave.protocol import Signature, SignTransaction, WalletKey
+from neolayer_enclave.protocol import Signature, Signatures, SignTransaction, SignTransactions, WalletKey
 
 #: version u8, nonce u32, system fee i64, network fee i64, valid until block u32.
 FIXED: Final = struct.Struct("<BIqqI")
@@ -33,6 +33,10 @@ SYSCALL: Final = b"\x41"
 
 CUSTOM_CONTRACTS, CUSTOM_GROUPS, WITNESS_RULES, GLOBAL = 0x10, 0x20, 0x40, 0x80
 KNOWN_SCOPES: Final = 0x01 | CUSTOM_CONTRACTS | CUSTOM_GROUPS | WITNESS_RULES | GLOBAL
+
+HIGH_PRIORITY, ORACLE_RESPONSE, NOT_VALID_BEFORE, CONFLICTS, NOTARY_ASSISTED = 0x01, 0x11, 0x20, 0x21, 0x22
+#: What follows the type of those of a fixed width: nothing, a height, a transaction's hash, a number of keys.
+ATTRIBUTE_BYTES: Final = {HIGH_PRIORITY: 0, NOT_VALID_BEFORE: 4, CONFLICTS: 32, NOTARY_ASSISTED: 1}
 
 PURPOSE: Final = "wallet"
 #: Unsealed keys kept; one takes about 1 KB.
@@ -77,11 +81,14 @@ class Signer:
             NotASigner: see there.
         """
         wallet = self._open(request.tenant, request.wallet, request.sealed)
-        if wallet.account not in signers(request.unsigned):
-            raise NotASigner
-        message = struct.pack("<I", request.network) + hashlib.sha256(request.unsigned).digest()
-        r, s = decode_dss_signature(wallet.private.sign(message, ec.ECDSA(SHA256())))
-        return Signature(r.to_bytes(32) + s.to_bytes(32), wallet.public)
+        return Signature(_sign(wallet, request.network, request.unsigned), wallet.public)
+
+    def sign_many(self, request: SignTransactions) -> Signatures:
+        """`sign` of each, under the same conditions."""
+        wallet = self._open(request.tenant, request.wallet, request.sealed)
+        return Signatures(
+            [_sign(wallet, request.network, unsigned) for unsigned in request.unsigned], wallet.public
+        )
 
     def _open(self, tenant: str, name: str, sealed: bytes) -> Wallet:
         cached = self._wallets.get((tenant, name, sealed))
@@ -97,6 +104,14 @@ class Signer:
         if len(self._wallets) > KEYS_CACHED:
             self._wallets.popitem(last=False)
         return wallet
+
+
+def _sign(wallet: Wallet, network: int, unsigned: bytes) -> bytes:
+    if wallet.account not in signers(unsigned):
+        raise NotASigner
+    message = struct.pack("<I", network) + hashlib.sha256(unsigned).digest()
+    r, s = decode_dss_signature(wallet.private.sign(message, ec.ECDSA(SHA256())))
+    return r.to_bytes(32) + s.to_bytes(32)
 
 
 def signers(unsigned: bytes) -> list[bytes]:
@@ -117,8 +132,9 @@ def signers(unsigned: bytes) -> list[bytes]:
     accounts = [reader.signer() for _ in range(count)]
     if len(set(accounts)) != count:
         raise BadTransaction("a signer is named twice")
-    for _ in range(reader.count(0, MAX_SIGNERS_AND_ATTRIBUTES - count, "attributes")):
-        reader.attribute()
+    kinds = [reader.attribute() for _ in range(reader.count(0, MAX_SIGNERS_AND_ATTRIBUTES - count, "attributes"))]
+    if any(kind != CONFLICTS and kinds.count(kind) > 1 for kind in kinds):
+        raise BadTransaction("an attribute that may stand once stands twice")
     reader.take(reader.count(1, MAX_SCRIPT_BYTES, "script bytes"))
     if reader.rest:
         raise BadTransaction(f"{reader.rest} bytes after the transaction")
@@ -193,21 +209,17 @@ class _Reader:
             case kind:
                 raise BadTransaction(f"unknown witness condition 0x{kind:02x}")
 
-    def attribute(self) -> None:
-        match self.byte():
-            case 0x01:  # HighPriority
-                pass
-            case 0x11:  # OracleResponse: id, code, result
-                self.take(9)
-                self.take(self.count(0, 0xFFFF, "result bytes"))
-            case 0x20:  # NotValidBefore: height
-                self.take(4)
-            case 0x21:  # Conflicts: transaction hash
-                self.take(32)
-            case 0x22:  # NotaryAssisted: number of keys
-                self.take(1)
-            case kind:
-                raise BadTransaction(f"unknown attribute 0x{kind:02x}")
+    def attribute(self) -> int:
+        """Skip one; returns its type."""
+        kind = self.byte()
+        if kind == ORACLE_RESPONSE:  # id, code, result
+            self.take(9)
+            self.take(self.count(0, 0xFFFF, "result bytes"))
+        elif kind in ATTRIBUTE_BYTES:
+            self.take(ATTRIBUTE_BYTES[kind])
+        else:
+            raise BadTransaction(f"unknown attribute 0x{kind:02x}")
+        return kind
 
 
 def _compressed(private: ec.EllipticCurvePrivateKey) -> bytes:

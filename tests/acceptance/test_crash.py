@@ -58,26 +58,59 @@ async def test_a_worker_killed_after_the_node_accepted_and_before_it_heard(
     assert await effects(system, first_block, {1002}) == [1002]
 
 
+@pytest.mark.parametrize("group", ["auto", "never"])
 async def test_answers_lost_after_the_node_accepted_have_one_effect_each(
-    system_behind_proxy: tuple[System, NodeProxy],
+    system_behind_proxy: tuple[System, NodeProxy], group: str
 ) -> None:
     system, proxy = system_behind_proxy
     first_block = await system.rpc("getblockcount")
-    lost: set[int] = set()
+    lost: list[str] = []
 
-    def first_answer_of_every_send(method: str) -> bool:
-        if method != "sendrawtransaction" or len(lost) >= 20:
+    def first_answers_to_sends(method: str) -> bool:
+        if method != "sendrawtransaction" or len(lost) >= 3:
             return False
-        lost.add(len(lost))
+        lost.append(method)
         return True
 
-    proxy.drop_answer = first_answer_of_every_send
+    proxy.drop_answer = first_answers_to_sends
     amounts = set(range(2000, 2020))
-    accepted = await asyncio.gather(*(system.transfer("default", RECEIVER, amount) for amount in amounts))
+    accepted = await asyncio.gather(
+        *(system.transfer("default", RECEIVER, amount, group=group) for amount in amounts)
+    )
     views = [await system.settled(view["id"]) for view in accepted]
     proxy.drop_answer = nothing
     assert {view["state"] for view in views} == {"confirmed"}
-    assert len(lost) == 20
+    assert len(lost) == 3
+    assert await effects(system, first_block, amounts) == sorted(amounts)
+
+
+async def test_a_worker_killed_in_the_middle_of_a_batch(system_behind_proxy: tuple[System, NodeProxy]) -> None:
+    """Some of it is stored and sent, some stored only, some not even signed."""
+    system, proxy = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    seen: list[str] = []
+
+    def every_send_but_the_first(method: str) -> bool:
+        if method == "sendrawtransaction":
+            seen.append(method)
+        return method == "sendrawtransaction" and len(seen) > 1
+
+    amounts = set(range(4000, 4300))
+    address = (await system.post("/wallets", {"name": "batch"}, status=201))["address"]
+    funding = await system.transfer("default", address, 50 * 10**8)
+    await system.settled(funding["id"])
+    proxy.hold = every_send_but_the_first
+    accepted = await asyncio.gather(
+        *(
+            system.transfer("batch", RECEIVER, amount, group="auto" if amount % 2 else "never")
+            for amount in sorted(amounts)
+        )
+    )
+    await system.eventually(lambda: len(seen) >= 2)
+    system.kill("worker")
+    proxy.hold = nothing
+    views = [await system.settled(view["id"]) for view in accepted]
+    assert {view["state"] for view in views} == {"confirmed"}
     assert await effects(system, first_block, amounts) == sorted(amounts)
 
 

@@ -18,6 +18,7 @@ from neolayer.chain.devnet import Devnet
 from neolayer.chain.errors import NodeUnavailable
 from neolayer.chain.fees import Fees
 from neolayer.chain.payload import (
+    Attribute,
     Signer,
     UnsignedTransaction,
     account_of,
@@ -38,8 +39,10 @@ def free_port() -> int:
 class Node:
     """The process of a private network, and a client of it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.devnet = Devnet.open(directory, free_port(), settings={"TimePerBlock": "250ms"})
+    def __init__(self, directory: Path, *, block_ms: int = 250, **settings: Any) -> None:
+        """``settings``: of the network's protocol."""
+        settings |= {"TimePerBlock": f"{block_ms}ms"}
+        self.devnet = Devnet.open(directory, free_port(), settings=settings)
         self.rpc = RpcClient([self.devnet.rpc_url], timeout_s=5)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -72,6 +75,12 @@ class Node:
             while await self.rpc.block_count() <= height:
                 await asyncio.sleep(0.05)
 
+    async def next_block(self) -> int:
+        """Wait until a block was just made; returns its index."""
+        height = await self.rpc.block_count()
+        await self.reach(height)
+        return height
+
 
 class Key:
     """A single-signature account whose key the test holds."""
@@ -98,6 +107,7 @@ async def build(
     system_fee: int | None = None,
     network_fee: int | None = None,
     valid_until_block: int | None = None,
+    attributes: tuple[Attribute, ...] = (),
 ) -> UnsignedTransaction:
     """Price a transaction as the service does; what is given is taken as it is."""
     policy = await Fees(rpc).policy()
@@ -108,12 +118,12 @@ async def build(
     until = policy.height + 20 if valid_until_block is None else valid_until_block
     nonce = secrets.randbits(32)
     if network_fee is None:
-        unpriced = UnsignedTransaction(nonce, system_fee, 0, until, (key.signer,), script)
+        unpriced = UnsignedTransaction(nonce, system_fee, 0, until, (key.signer,), script, attributes)
         network_fee = policy.network_fee(unpriced, [key.verification])
-    return UnsignedTransaction(nonce, system_fee, network_fee, until, (key.signer,), script)
+    return UnsignedTransaction(nonce, system_fee, network_fee, until, (key.signer,), script, attributes)
 
 
-NewNode = Callable[[], Awaitable[Node]]
+NewNode = Callable[..., Awaitable[Node]]
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +147,8 @@ async def new_node(tmp_path: Path) -> AsyncIterator[NewNode]:
     """Starts nodes of networks that belong to one test, which may kill them."""
     nodes: list[Node] = []
 
-    async def start() -> Node:
-        node = Node(tmp_path / f"devnet-{len(nodes)}")
+    async def start(*, block_ms: int = 250, **settings: Any) -> Node:
+        node = Node(tmp_path / f"devnet-{len(nodes)}", block_ms=block_ms, **settings)
         nodes.append(node)
         await node.start()
         return node

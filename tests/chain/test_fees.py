@@ -1,15 +1,25 @@
 """The fee computed here is the fee that the node computes, to the datoshi."""
 
 import asyncio
+import dataclasses
 import itertools
 
 import pytest
 
 from neolayer.chain.fees import FeePolicy, Fees
-from neolayer.chain.payload import Signer, UnsignedTransaction, Witness, WitnessScope, account_of
+from neolayer.chain.payload import (
+    Attribute,
+    Conflicts,
+    NotValidBefore,
+    Signer,
+    UnsignedTransaction,
+    Witness,
+    WitnessScope,
+    account_of,
+)
 from neolayer.chain.rpc import RpcClient
 from neolayer.chain.scripts import build_script
-from neolayer.core.types import Hash160
+from neolayer.core.types import Hash160, Hash256
 
 from .conftest import Key, NewNode
 
@@ -35,9 +45,11 @@ SCRIPTS = [
 ]
 
 
-async def compare(rpc: RpcClient, policy: FeePolicy, length: int, scripts: list[bytes]) -> None:
+async def compare(
+    rpc: RpcClient, policy: FeePolicy, length: int, scripts: list[bytes], *attributes: Attribute
+) -> None:
     signers = tuple(Signer(account_of(script)) for script in scripts)
-    unsigned = UnsignedTransaction(1, 2, 3, (await rpc.block_count()) + 5, signers, b"\x21" * length)
+    unsigned = UnsignedTransaction(1, 2, 3, (await rpc.block_count()) + 5, signers, b"\x21" * length, attributes)
     offered = unsigned.with_witnesses([Witness(b"", script) for script in scripts])
     assert policy.network_fee(unsigned, scripts) == await rpc.calculate_network_fee(offered)
 
@@ -77,6 +89,36 @@ async def test_fractional_factor_and_other_prices(new_node: NewNode) -> None:
         assert (policy.exec_fee_pico_factor, policy.fee_per_byte) == (factor, per_byte)
         for length, scripts in SCRIPTS[::3] + SCRIPTS[-4:]:
             await compare(node.rpc, policy, length, scripts)
+
+
+async def test_prices_of_attributes_are_part_of_it(new_node: NewNode) -> None:
+    """Each signer pays for each Conflicts; NotValidBefore is paid for once."""
+    node = await new_node()
+    named = [Conflicts(Hash256(bytes([n] * 32))) for n in range(3)]
+    cases = (SINGLE[:1], SINGLE[:3], [multisig(4, 7), SINGLE[0]])
+    for conflicts, not_valid_before in ((0, 0), (12_345, 0), (7, 100_001)):
+        script = build_script(
+            [
+                {
+                    "contract": "PolicyContract",
+                    "method": "setAttributeFee",
+                    "args": [{"type": "Integer", "value": type_}, {"type": "Integer", "value": fee}],
+                }
+                for type_, fee in ((Conflicts.TYPE, conflicts), (NotValidBefore.TYPE, not_valid_before))
+            ]
+        )
+        assert (await node.devnet.wait(node.rpc, await node.devnet.send(node.rpc, script))).halted
+        policy = await Fees(node.rpc).policy()
+        for scripts in cases:
+            await compare(node.rpc, policy, 100, scripts, NotValidBefore(1))
+            await compare(node.rpc, policy, 100, scripts, *named)
+            await compare(node.rpc, policy, 100, scripts, *named, NotValidBefore(1))
+        plain = UnsignedTransaction(1, 2, 3, 4, tuple(Signer(key.account) for key in KEYS[:2]), b"\x21")
+        priced = dataclasses.replace(plain, attributes=(*named, NotValidBefore(1)))
+        grown = len(priced.data) - len(plain.data)
+        assert policy.network_fee(priced, SINGLE[:2]) - policy.network_fee(plain, SINGLE[:2]) == (
+            grown * policy.fee_per_byte + 2 * 3 * conflicts + not_valid_before
+        )
 
 
 async def test_policy_is_read_once_per_block(rpc: RpcClient) -> None:

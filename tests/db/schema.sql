@@ -1,3 +1,50 @@
+CREATE FUNCTION public.end_what_is_to_be_cancelled() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.state = 'cancelled';
+    RETURN NEW;
+END $$;
+CREATE FUNCTION public.outbox_of_transactions() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO outbox (tenant_id, kind, subject, number, data, at)
+    SELECT n.tenant_id, 'transaction', n.transaction_id, n.number,
+           json_build_object('id', n.transaction_id, 'number', n.number, 'state', n.state, 'cause', n.cause,
+                             'txid', '0x' || encode(reverse(t.txid), 'hex'), 'block', t.block_index),
+           n.at
+    FROM new_rows n JOIN transactions t ON (t.tenant_id, t.id) = (n.tenant_id, n.transaction_id)
+    ORDER BY n.transaction_id, n.number;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION public.reserve_changed_attempts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
+    SELECT n.tenant_id, n.wallet_id, n.network,
+           sum((n.system_fee + n.network_fee + n.gas_out)
+               * ((n.state IN ('signed', 'sent'))::integer - (o.state IN ('signed', 'sent'))::integer)),
+           coalesce(max(n.block_index), 0)
+    FROM new_rows n JOIN old_rows o ON (o.tenant_id, o.txid) = (n.tenant_id, n.txid)
+    WHERE (n.state IN ('signed', 'sent')) <> (o.state IN ('signed', 'sent'))
+    GROUP BY n.tenant_id, n.wallet_id, n.network ORDER BY n.tenant_id, n.wallet_id, n.network
+    ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE
+    SET reserved = r.reserved + excluded.reserved, height = greatest(r.height, excluded.height), waits_until = NULL;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION public.reserve_new_attempts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
+    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee + gas_out), 0
+    FROM new_rows WHERE state IN ('signed', 'sent')
+    GROUP BY tenant_id, wallet_id, network ORDER BY tenant_id, wallet_id, network
+    ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE SET reserved = r.reserved + excluded.reserved;
+    RETURN NULL;
+END $$;
 CREATE TABLE public.api_keys (
     tenant_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -13,7 +60,8 @@ CREATE TABLE public.chain_blocks (
     network bigint NOT NULL,
     index bigint NOT NULL,
     hash bytea NOT NULL,
-    "time" timestamp with time zone NOT NULL
+    "time" timestamp with time zone NOT NULL,
+    transactions integer
 );
 CREATE TABLE public.execution_queue (
     tenant_id uuid NOT NULL,
@@ -109,6 +157,29 @@ CREATE TABLE public.invoke_keys (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT invoke_keys_request_hash_check CHECK ((length(request_hash) = 32))
 );
+CREATE TABLE public.outbox (
+    tenant_id uuid NOT NULL,
+    written xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    sequence bigint NOT NULL,
+    kind text NOT NULL,
+    subject uuid NOT NULL,
+    number integer NOT NULL,
+    data json NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+);
+CREATE TABLE public.outbox_horizon (
+    singleton boolean DEFAULT true NOT NULL,
+    written xid8 NOT NULL,
+    CONSTRAINT outbox_horizon_singleton_check CHECK (singleton)
+);
+ALTER TABLE public.outbox ALTER COLUMN sequence ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.outbox_sequence_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 CREATE TABLE public.schema_migrations (
     number integer NOT NULL,
     name text NOT NULL,
@@ -130,11 +201,24 @@ CREATE TABLE public.secrets (
 CREATE TABLE public.tenants (
     id uuid NOT NULL,
     name text NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_at timestamp with time zone,
+    pause_reason text,
+    CONSTRAINT tenants_check CHECK (((paused_at IS NULL) = (pause_reason IS NULL)))
+);
+CREATE TABLE public.transaction_attempt_intents (
+    tenant_id uuid NOT NULL,
+    txid bytea NOT NULL,
+    "position" smallint NOT NULL,
+    transaction_id uuid NOT NULL,
+    role text DEFAULT 'execute'::text NOT NULL,
+    system_fee bigint NOT NULL,
+    network_fee bigint NOT NULL,
+    result json,
+    CONSTRAINT transaction_attempt_intents_role_check CHECK ((role = ANY (ARRAY['execute'::text, 'cancel'::text])))
 );
 CREATE TABLE public.transaction_attempts (
     tenant_id uuid NOT NULL,
-    transaction_id uuid NOT NULL,
     txid bytea NOT NULL,
     network bigint NOT NULL,
     raw bytea NOT NULL,
@@ -143,7 +227,18 @@ CREATE TABLE public.transaction_attempts (
     network_fee bigint NOT NULL,
     signed_at timestamp with time zone DEFAULT now() NOT NULL,
     sent_at_height bigint,
-    result json,
+    wallet_id uuid NOT NULL,
+    kind text DEFAULT 'send'::text NOT NULL,
+    conflicts_with bytea[] DEFAULT '{}'::bytea[] NOT NULL,
+    gas_out bigint DEFAULT 0 NOT NULL,
+    grouped boolean DEFAULT false NOT NULL,
+    state text DEFAULT 'signed'::text NOT NULL,
+    block_index bigint,
+    lease uuid,
+    lease_until timestamp with time zone,
+    tries integer DEFAULT 0 NOT NULL,
+    CONSTRAINT transaction_attempts_kind_check CHECK ((kind = ANY (ARRAY['send'::text, 'cancel'::text, 'speed_up'::text]))),
+    CONSTRAINT transaction_attempts_state_check CHECK ((state = ANY (ARRAY['signed'::text, 'sent'::text, 'included'::text, 'expired'::text, 'refused'::text, 'replaced'::text]))),
     CONSTRAINT transaction_attempts_txid_check CHECK ((length(txid) = 32))
 );
 CREATE TABLE public.transaction_events (
@@ -175,10 +270,51 @@ CREATE TABLE public.transactions (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     available_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    lease_owner uuid,
     tries integer DEFAULT 0 NOT NULL,
     events integer DEFAULT 1 NOT NULL,
-    CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text])))
+    "grouping" text DEFAULT 'auto'::text NOT NULL,
+    alone boolean DEFAULT false NOT NULL,
+    call_count smallint NOT NULL,
+    fifo_key text,
+    not_before timestamp with time zone,
+    not_before_block bigint,
+    on_expiry text DEFAULT 'end'::text NOT NULL,
+    held boolean DEFAULT false NOT NULL,
+    rank_at timestamp with time zone NOT NULL,
+    lease uuid,
+    lease_until timestamp with time zone,
+    speed text DEFAULT 'standard'::text NOT NULL,
+    counted_fee bigint,
+    counted_day date,
+    cancel_requested_at timestamp with time zone,
+    CONSTRAINT transactions_grouping_check CHECK (("grouping" = ANY (ARRAY['auto'::text, 'never'::text]))),
+    CONSTRAINT transactions_on_expiry_check CHECK ((on_expiry = ANY (ARRAY['end'::text, 'rebuild'::text]))),
+    CONSTRAINT transactions_speed_check CHECK ((speed = ANY (ARRAY['economy'::text, 'standard'::text, 'fast'::text, 'urgent'::text]))),
+    CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])))
+);
+CREATE TABLE public.wallet_fee_days (
+    tenant_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    day date NOT NULL,
+    datoshi bigint NOT NULL,
+    CONSTRAINT wallet_fee_days_datoshi_check CHECK ((datoshi >= 0))
+);
+CREATE TABLE public.wallet_limits (
+    tenant_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    max_fee_per_transaction bigint,
+    max_fee_per_day bigint,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT wallet_limits_max_fee_per_day_check CHECK ((max_fee_per_day >= 0)),
+    CONSTRAINT wallet_limits_max_fee_per_transaction_check CHECK ((max_fee_per_transaction >= 0))
+);
+CREATE TABLE public.wallet_reservations (
+    tenant_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    network bigint NOT NULL,
+    reserved bigint NOT NULL,
+    height bigint NOT NULL,
+    waits_until timestamp with time zone
 );
 CREATE TABLE public.wallets (
     tenant_id uuid NOT NULL,
@@ -188,8 +324,18 @@ CREATE TABLE public.wallets (
     script_hash bytea NOT NULL,
     sealed_key bytea NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_at timestamp with time zone,
+    pause_reason text,
+    CONSTRAINT wallets_check CHECK (((paused_at IS NULL) = (pause_reason IS NULL))),
     CONSTRAINT wallets_public_key_check CHECK ((length(public_key) = 33)),
     CONSTRAINT wallets_script_hash_check CHECK ((length(script_hash) = 20))
+);
+CREATE TABLE public.worker_pool (
+    singleton boolean DEFAULT true NOT NULL,
+    transactions smallint NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT worker_pool_singleton_check CHECK (singleton),
+    CONSTRAINT worker_pool_transactions_check CHECK (((transactions >= 0) AND (transactions <= 256)))
 );
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
@@ -209,6 +355,10 @@ ALTER TABLE ONLY public.functions
     ADD CONSTRAINT functions_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.invoke_keys
     ADD CONSTRAINT invoke_keys_pkey PRIMARY KEY (tenant_id, key);
+ALTER TABLE ONLY public.outbox_horizon
+    ADD CONSTRAINT outbox_horizon_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY public.outbox
+    ADD CONSTRAINT outbox_pkey PRIMARY KEY (written, sequence);
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
 ALTER TABLE ONLY public.secrets
@@ -217,6 +367,8 @@ ALTER TABLE ONLY public.tenants
     ADD CONSTRAINT tenants_name_key UNIQUE (name);
 ALTER TABLE ONLY public.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY public.transaction_attempt_intents
+    ADD CONSTRAINT transaction_attempt_intents_pkey PRIMARY KEY (tenant_id, txid, "position");
 ALTER TABLE ONLY public.transaction_attempts
     ADD CONSTRAINT transaction_attempts_pkey PRIMARY KEY (tenant_id, txid);
 ALTER TABLE ONLY public.transaction_events
@@ -225,22 +377,44 @@ ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_idempotency_key_key UNIQUE (tenant_id, idempotency_key);
+ALTER TABLE ONLY public.wallet_fee_days
+    ADD CONSTRAINT wallet_fee_days_pkey PRIMARY KEY (tenant_id, wallet_id, day);
+ALTER TABLE ONLY public.wallet_limits
+    ADD CONSTRAINT wallet_limits_pkey PRIMARY KEY (tenant_id, wallet_id);
+ALTER TABLE ONLY public.wallet_reservations
+    ADD CONSTRAINT wallet_reservations_pkey PRIMARY KEY (tenant_id, wallet_id, network);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
+ALTER TABLE ONLY public.worker_pool
+    ADD CONSTRAINT worker_pool_pkey PRIMARY KEY (singleton);
 CREATE INDEX execution_queue_work ON public.execution_queue USING btree (tenant_id, available_at) WHERE (state <> 'dead'::text);
 CREATE INDEX executions_not_succeeded ON public.executions USING btree (tenant_id, id DESC) WHERE (status <> 'succeeded'::text);
 CREATE INDEX executions_of_function ON public.executions USING btree (tenant_id, function, id DESC);
 CREATE INDEX executions_written ON public.executions USING btree (written);
 CREATE UNIQUE INDEX functions_name ON public.functions USING btree (tenant_id, name) WHERE (deleted_at IS NULL);
 CREATE INDEX invoke_keys_age ON public.invoke_keys USING btree (created_at);
+CREATE INDEX outbox_age ON public.outbox USING btree (at);
+CREATE INDEX outbox_of ON public.outbox USING btree (tenant_id, written, sequence);
 CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
-CREATE INDEX transaction_attempts_of ON public.transaction_attempts USING btree (tenant_id, transaction_id);
+CREATE INDEX transaction_attempt_intents_of ON public.transaction_attempt_intents USING btree (tenant_id, transaction_id);
+CREATE INDEX transaction_attempts_by_block ON public.transaction_attempts USING btree (network, block_index) WHERE (block_index IS NOT NULL);
+CREATE INDEX transaction_attempts_live ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
+CREATE INDEX transaction_attempts_replacing ON public.transaction_attempts USING btree (tenant_id, wallet_id) WHERE ((kind <> 'send'::text) AND (state = ANY (ARRAY['signed'::text, 'sent'::text])));
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);
-CREATE INDEX transactions_by_block ON public.transactions USING btree (block_index) WHERE (block_index IS NOT NULL);
-CREATE INDEX transactions_by_state ON public.transactions USING btree (state);
-CREATE INDEX transactions_work ON public.transactions USING btree (priority DESC, available_at) WHERE (state = ANY (ARRAY['queued'::text, 'signed'::text]));
+CREATE INDEX transaction_attempts_work ON public.transaction_attempts USING btree (lease_until) WHERE (state = 'signed'::text);
+CREATE INDEX transactions_by_state ON public.transactions USING btree (state, tenant_id);
+CREATE INDEX transactions_counted ON public.transactions USING btree (tenant_id, wallet_id) WHERE ((counted_fee IS NOT NULL) AND (state = ANY (ARRAY['confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])));
+CREATE INDEX transactions_fifo ON public.transactions USING btree (tenant_id, fifo_key, id) WHERE ((fifo_key IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
+CREATE INDEX transactions_fifo_turn ON public.transactions USING btree (tenant_id, fifo_key) WHERE ((fifo_key IS NOT NULL) AND (NOT held) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
+CREATE INDEX transactions_leased ON public.transactions USING btree (lease_until) WHERE (lease IS NOT NULL);
+CREATE INDEX transactions_queue ON public.transactions USING btree (tenant_id, wallet_id, rank_at) WHERE ((state = 'queued'::text) AND (lease IS NULL) AND (NOT held));
+CREATE INDEX transactions_scheduled ON public.transactions USING btree (not_before_block) WHERE (held AND (fifo_key IS NULL));
+CREATE TRIGGER end_what_is_to_be_cancelled BEFORE UPDATE ON public.transactions FOR EACH ROW WHEN (((new.cancel_requested_at IS NOT NULL) AND (new.state = ANY (ARRAY['queued'::text, 'rejected'::text, 'expired'::text])))) EXECUTE FUNCTION public.end_what_is_to_be_cancelled();
+CREATE TRIGGER outbox_of_transactions AFTER INSERT ON public.transaction_events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.outbox_of_transactions();
+CREATE TRIGGER reserve_changed_attempts AFTER UPDATE ON public.transaction_attempts REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.reserve_changed_attempts();
+CREATE TRIGGER reserve_new_attempts AFTER INSERT ON public.transaction_attempts REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.reserve_new_attempts();
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.execution_queue
@@ -254,12 +428,14 @@ ALTER TABLE ONLY public.functions
 ALTER TABLE ONLY public.secrets
     ADD CONSTRAINT secrets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.transaction_attempts
-    ADD CONSTRAINT transaction_attempts_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
-ALTER TABLE ONLY public.transaction_events
-    ADD CONSTRAINT transaction_events_tenant_id_transaction_id_fkey FOREIGN KEY (tenant_id, transaction_id) REFERENCES public.transactions(tenant_id, id);
+    ADD CONSTRAINT transaction_attempts_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
 ALTER TABLE ONLY public.transactions
     ADD CONSTRAINT transactions_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
+ALTER TABLE ONLY public.wallet_limits
+    ADD CONSTRAINT wallet_limits_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
+ALTER TABLE ONLY public.wallet_reservations
+    ADD CONSTRAINT wallet_reservations_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);

@@ -1,6 +1,8 @@
 """Transactions through the API, checked at the node by raw JSON-RPC."""
 
 import asyncio
+import json
+import sys
 
 from tests.system import RECEIVER, System, new_receiver
 
@@ -59,15 +61,37 @@ async def test_a_function_sends_once_per_call_and_the_intent_names_its_execution
 
 async def test_what_would_fault_is_refused_with_the_exception_and_stores_nothing(system: System) -> None:
     newest = (await system.get("/transactions", limit=1))["items"]
-    for call, words in (
-        ({"contract": "GasToken", "method": "noSuchMethod"}, "method not found"),
-        ({"contract": "0x" + "11" * 20, "method": "symbol"}, "not found"),
-        ({"contract": "PolicyContract", "method": "setFeePerByte", "args": [{"type": "Integer", "value": 1}]}, ""),
+    call = {"contract": "PolicyContract", "method": "setFeePerByte", "args": [{"type": "Integer", "value": 1}]}
+    problem = await system.post("/transactions", {"calls": [call]}, status=422)
+    assert problem["code"] == "simulation_faulted", problem
+    assert "committee" in problem["exception"]
+    assert (await system.get("/transactions", limit=1))["items"] == newest
+
+
+async def test_what_no_contract_can_take_is_refused_before_it_is_tried(system: System) -> None:
+    newest = (await system.get("/transactions", limit=1))["items"]
+    number, account = {"type": "Integer", "value": 1}, {"type": "Hash160", "value": RECEIVER}
+    transfer = {"contract": "GasToken", "method": "transfer", "args": [account, account, number, number]}
+    for call, code, place in (
+        ({"contract": "0x" + "11" * 20, "method": "symbol"}, "unknown_contract", "calls[0].contract"),
+        ({"contract": "GasToken", "method": "noSuchMethod"}, "unknown_method", "calls[0].method"),
+        ({"contract": "GasToken", "method": "balanceOf"}, "unknown_method", "calls[0].args"),
+        ({"contract": "GasToken", "method": "balanceOf", "args": [number]}, "bad_argument", "calls[0].args[0]"),
+        (transfer | {"call_flags": "ReadOnly"}, "bad_call_flags", "calls[0].call_flags"),
     ):
         problem = await system.post("/transactions", {"calls": [call]}, status=422)
-        assert problem["code"] == "simulation_faulted", problem
-        assert words in problem["exception"]
+        assert problem["code"] == code, problem
+        assert place in problem["detail"]
     assert (await system.get("/transactions", limit=1))["items"] == newest
+
+
+async def test_a_transaction_for_another_network_is_refused(system: System) -> None:
+    network = (await system.rpc("getversion"))["protocol"]["network"]
+    problem = await system.transfer("default", RECEIVER, 1, network=860833102, status=422)
+    assert problem["code"] == "wrong_network"
+    assert str(network) in problem["detail"]
+    accepted = await system.transfer("default", RECEIVER, 1, network=network)
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
 
 
 async def test_malformed_calls_name_the_place(system: System) -> None:
@@ -115,14 +139,80 @@ async def test_a_fee_above_the_cap_is_refused(system: System) -> None:
     assert float(problem["fee"]) > 0.001
 
 
-async def test_a_call_that_faults_in_its_block_is_faulted_with_its_exception(system: System) -> None:
-    """Two transfers of more than half the balance: both simulate well, one finds the GAS gone."""
+async def test_transfers_that_exceed_the_balance_together_cost_no_fees_for_nothing(system: System) -> None:
+    """Two of more than half the balance both simulate well; the second waits and is then refused."""
     wallet = await system.post("/wallets", {"name": "contended"}, status=201)
     funding = await system.transfer("default", wallet["address"], 2 * 10**8)
     await system.settled(funding["id"])
     sent = await asyncio.gather(*(system.transfer("contended", RECEIVER, 120_000_000 + n) for n in range(2)))
     views = [await system.settled(view["id"]) for view in sent]
-    assert sorted(view["state"] for view in views) == ["confirmed", "faulted"]
-    faulted = next(view for view in views if view["state"] == "faulted")
-    assert faulted["cause"]["code"] == "vm_fault"
-    assert "ASSERT" in faulted["result"]["exception"]
+    assert sorted(view["state"] for view in views) == ["confirmed", "rejected"]
+    confirmed, rejected = sorted(views, key=lambda view: str(view["state"]))
+    assert rejected["cause"]["code"] == "simulation_faulted"
+    assert "ASSERT" in rejected["cause"]["message"]
+    spent = 2 * 10**8 - await system.gas_of(wallet["address"])
+    fees = round((float(confirmed["system_fee"]) + float(confirmed["network_fee"])) * 10**8)
+    assert spent == int(confirmed["calls"][0]["args"][2]["value"]) + fees
+
+
+async def test_a_paused_wallet_and_tenant_refuse_with_the_reason_until_resumed(system: System) -> None:
+    await system.post("/wallets", {"name": "held"}, status=201)
+    funding = await system.transfer("default", (await system.get("/wallets/held"))["address"], 10**8)
+    await system.settled(funding["id"])
+    paused = await system.post("/wallets/held/pause", {"reason": "key under review"})
+    assert paused["paused"]["reason"] == "key under review"
+    problem = await system.transfer("held", RECEIVER, 1, status=409)
+    assert problem["code"] == "wallet_paused"
+    assert "key under review" in problem["detail"]
+    assert (await system.post("/wallets/held/resume", None))["paused"] is None
+    assert (await system.transfer("held", RECEIVER, 1, status=None))["state"] == "queued"
+    assert (await system.post("/wallets/nobody/pause", {"reason": "x"}, status=404))["code"] == "wallet_not_found"
+    assert (await system.post("/wallets/held/pause", {"reason": ""}, status=422))["code"] == "invalid_request"
+
+    await operate(system, "tenants", "pause", "default", "--reason", "unpaid")
+    problem = await system.transfer("default", RECEIVER, 1, status=409)
+    assert (problem["code"], "unpaid" in problem["detail"]) == ("tenant_paused", True)
+    await operate(system, "tenants", "resume", "default")
+    accepted = await system.transfer("default", RECEIVER, 1)
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
+
+
+async def test_the_pool_of_workers_is_scaled_from_the_command_line(system: System) -> None:
+    await operate(system, "workers", "scale", "0")
+    accepted = await system.transfer("default", RECEIVER, 1)
+    await asyncio.sleep(2)
+    assert (await system.get(f"/transactions/{accepted['id']}"))["state"] == "queued"
+    await operate(system, "workers", "scale", "3")
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
+    assert json.loads(await operate(system, "workers", "show", "--json")) == {"transactions": 3}
+
+
+async def operate(system: System, *words: str) -> str:
+    """The operator's command line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "neolayer", *words), env=system.environ, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out
+    return out.decode()
+
+
+async def test_queue_members_are_shown_and_bad_ones_are_refused(system: System) -> None:
+    later = "2030-01-01T00:00:00Z"
+    view = await system.transfer(
+        "default", RECEIVER, 1, group="never", fifo_key="orders", not_before=later, priority="low"
+    )
+    shown = await system.get(f"/transactions/{view['id']}")
+    assert (shown["group"], shown["fifo_key"], shown["priority"]) == ("never", "orders", "low")
+    assert shown["not_before"].startswith("2030-01-01T00:00:00")
+    assert shown["state"] == "queued"
+    for settings in (
+        {"group": "always"},
+        {"fifo_key": ""},
+        {"not_before": "tomorrow"},
+        {"not_before": "2030-01-01T00:00:00"},
+        {"not_before_block": -1},
+        {"on_expiry": "retry"},
+    ):
+        problem = await system.transfer("default", RECEIVER, 1, status=422, **settings)
+        assert problem["code"] == "invalid_request"

@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 
 from neolayer.accounts.service import ensure_tenant
-from neolayer.app import Parts, build_parts
+from neolayer.app import Parts, build_monitor, build_parts, build_pipeline
 from neolayer.chain.scripts import GAS, transfer
 from neolayer.core.settings import Settings
 from neolayer.core.types import Hash160
@@ -35,20 +36,11 @@ class Room:
     monitor: Monitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.monitor = Monitor(self.parts.database, self.parts.rpc, resend_after_blocks=3)
+        self.monitor = build_monitor(self.parts)
 
-    def pipeline(self, *, workers: int = 4, lease_s: float = 5.0) -> Pipeline:
-        parts = self.parts
-        return Pipeline(
-            parts.database,
-            parts.enclave,
-            parts.rpc,
-            parts.wallets,
-            parts.pricing,
-            parts.notices,
-            workers=workers,
-            lease_s=lease_s,
-        )
+    def pipeline(self, **settings: Any) -> Pipeline:
+        """A worker process's, with settings of its own."""
+        return build_pipeline(replace(self.parts, settings=structs.replace(self.parts.settings, **settings)))
 
     async def submit(self, to: Hash160, datoshi: int, **settings: Any) -> TransactionView:
         request = TransactionRequest(calls=[dict(transfer(GAS, self.wallet.script_hash, to, datoshi))], **settings)
@@ -73,6 +65,8 @@ async def room_on(
         rpc_urls=rpc_urls or (node.devnet.rpc_url,),
         enclave_socket=enclave.socket,
         rpc_timeout_s=2,
+        lease_s=5.0,
+        resend_after_blocks=3,
     )
     async with build_parts(settings) as parts:
         tenant_id = await ensure_tenant(parts.database, "test")

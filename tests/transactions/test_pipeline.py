@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 from aiohttp import web
 
 from neolayer.chain.payload import UnsignedTransaction
@@ -40,18 +41,19 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 15)
             await asyncio.sleep(0.05)
 
 
-async def test_many_workers_on_one_queue_sign_each_intent_once(room: Room) -> None:
+@pytest.mark.parametrize("group", ["auto", "never"])
+async def test_many_workers_on_one_queue_sign_each_intent_once(room: Room, group: str) -> None:
     to = stranger()
-    views = [await room.submit(to, 1) for _ in range(40)]
-    pipelines = [room.pipeline(workers=4, lease_s=0.05) for _ in range(5)]
+    views = [await room.submit(to, 1, group=group) for _ in range(40)]
+    pipelines = [room.pipeline(transaction_workers=4, lease_s=0.05) for _ in range(5)]
 
     async def all_confirmed() -> bool:
         return all([(await room.show(view)).state == "confirmed" for view in views])
 
     async with running(room.monitor.run, *(pipeline.run for pipeline in pipelines)):
         await until(all_confirmed)
-    attempts = await room.parts.database.fetch(b"SELECT count(*) FROM transaction_attempts")
-    assert attempts == [(40,)]
+    carried = await room.parts.database.fetch(b"SELECT count(*) FROM transaction_attempt_intents")
+    assert carried == [(40,)]
     assert await room.node.rpc.balance_of(GAS, to) == 40
     for view in views:
         assert (await room.states(view))[0::3] == ["queued", "confirmed"]
@@ -228,31 +230,37 @@ class RefusingNode(NodeProxy):
     """Refuses every transaction as a node whose own limit of system fees is lower does (−505)."""
 
     refused = 0
+    refusing = True
 
     async def _forward(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if isinstance(body, dict) and body["method"] == "sendrawtransaction":
-            self.refused += 1
+        many = body if isinstance(body, list) else [body]
+        if self.refusing and many[0]["method"] == "sendrawtransaction":
+            self.refused += len(many)
             error = {"code": -505, "message": "Policy failed", "data": "system fee above MaxBlockSystemFee"}
-            return web.json_response({"jsonrpc": "2.0", "id": body["id"], "error": error})
+            answers = [{"jsonrpc": "2.0", "id": one["id"], "error": error} for one in many]
+            return web.json_response(answers if isinstance(body, list) else answers[0])
         return await super()._forward(request)
 
 
 async def adopt(room: Room, id: object, transaction: UnsignedTransaction) -> None:
     """Make a transaction of our own building the attempt of an intent."""
-    network = (await room.node.rpc.version()).network
+    params = {
+        "tenant": room.tenant_id,
+        "wallet": room.wallet.id,
+        "id": id,
+        "txid": transaction.hash.data,
+        "network": (await room.node.rpc.version()).network,
+        "vub": transaction.valid_until_block,
+    }
     await room.parts.database.execute(
-        b"INSERT INTO transaction_attempts (tenant_id, transaction_id, txid, network, raw, valid_until_block,"
-        b" system_fee, network_fee) VALUES (%(tenant)s, %(id)s, %(txid)s, %(network)s, '', %(vub)s, 1, 1)",
-        {
-            "tenant": room.tenant_id,
-            "id": id,
-            "txid": transaction.hash.data,
-            "network": network,
-            "vub": transaction.valid_until_block,
-        },
+        b"WITH attempt AS (INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, state,"
+        b" valid_until_block, system_fee, network_fee)"
+        b" VALUES (%(tenant)s, %(txid)s, %(wallet)s, %(network)s, '', 'sent', %(vub)s, 1, 1))"
+        b" INSERT INTO transaction_attempt_intents (tenant_id, txid, position, transaction_id, system_fee,"
+        b" network_fee) VALUES (%(tenant)s, %(txid)s, 0, %(id)s, 1, 1)",
+        params,
     )
     await room.parts.database.execute(
-        b"UPDATE transactions SET state = 'sent', txid = %(txid)s WHERE id = %(id)s",
-        {"id": id, "txid": transaction.hash.data},
+        b"UPDATE transactions SET state = 'sent', txid = %(txid)s WHERE id = %(id)s", params
     )

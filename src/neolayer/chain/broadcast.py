@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from neolayer.chain.answers import SEND_KINDS, SendKind, SendOutcome
@@ -25,6 +25,10 @@ LOOK_UP_S: Final = 3.0
 _HOPE: Final[tuple[SendKind, ...]] = ("accepted", "retry", "funds", "expired", "rejected")
 
 
+#: A node's answer to each of several transactions; null where it said nothing about one.
+type _Said = list[SendOutcome | None]
+
+
 class Broadcast:
     """Sends go to the best ``options.broadcast`` nodes at once, and to others in the place of those that fail."""
 
@@ -34,7 +38,7 @@ class Broadcast:
         # Without choice of nodes it is plain failover.
         self._width = options.broadcast if options.select else 1
         #: Sends that go on although one node has accepted.
-        self._background: set[asyncio.Task[SendOutcome]] = set()
+        self._background: set[asyncio.Task[_Said]] = set()
 
     async def close(self) -> None:
         for task in self._background:
@@ -47,15 +51,28 @@ class Broadcast:
             NodeUnavailable: ambiguous, a node may have taken it; none says so.
             WrongNetwork: all nodes are of another network.
         """
+        (outcome,) = await self.send_many([raw])
+        if isinstance(outcome, NodeUnavailable):
+            raise outcome
+        return outcome
+
+    async def send_many(self, many: Sequence[bytes]) -> list[SendOutcome | NodeUnavailable]:
+        """Several at once, each node asked for all of them in one request; a `NodeUnavailable` as of `send` in the
+        place of one of which no node said anything.
+
+        Raises:
+            WrongNetwork: all nodes are of another network.
+        """
         self._pool.begin()
-        question = Question([("sendrawtransaction", [base64.b64encode(raw).decode()])], batch=False)
+        calls = [("sendrawtransaction", [base64.b64encode(raw).decode()]) for raw in many]
+        question = Question(calls, batch=len(many) > 1)
         waiting = deque(self._pool.selection.ranking.order)
-        running: dict[asyncio.Task[SendOutcome], Node] = {}
-        refusals: list[SendOutcome] = []
+        running: dict[asyncio.Task[_Said], Node] = {}
+        answers: list[_Said] = []
         failures: list[tuple[Node, NodeFailed]] = []
         try:
             while waiting or running:
-                while waiting and len(running) + len(refusals) < self._width:
+                while waiting and len(running) + len(answers) < self._width:
                     node = waiting.popleft()
                     running[asyncio.create_task(self._offer(node, question))] = node
                 if not running:
@@ -64,37 +81,48 @@ class Broadcast:
                 for task in done:
                     node = running.pop(task)
                     try:
-                        outcome = task.result()
+                        answers.append(task.result())
                     except NodeFailed as failure:
                         failures.append((node, failure))
                         continue
                     self._pool.selection.answered(node)
-                    if outcome.kind == "accepted":
-                        return outcome
-                    refusals.append(outcome)
+                best = [_most_hopeful(each) for each in zip(*answers, strict=True)]
+                if best and all(outcome and outcome.kind == "accepted" for outcome in best):
+                    break
         finally:
             for task in running:
                 self._background.add(task)
                 task.add_done_callback(self._ended)
-        return await self._unaccepted(raw, refusals, failures)
+        if not answers and failures and all(failure.kind == "network" for _, failure in failures):
+            raise WrongNetwork(_text(failures))
+        best = [_most_hopeful(each) for each in zip(*answers, strict=True)] or [None] * len(many)
+        pairs = zip(many, best, strict=True)
+        return list(await asyncio.gather(*(self._settled(raw, outcome, failures) for raw, outcome in pairs)))
 
-    async def _offer(self, node: Node, question: Question) -> SendOutcome:
-        (reply,) = (await self._asker.attempt(node, question)).replies
-        try:
-            reply.value()
-        except RpcError as error:
-            kind = SEND_KINDS.get(error.node_code)
-            if kind is None:
+    async def _offer(self, node: Node, question: Question) -> "_Said":
+        replies = (await self._asker.attempt(node, question)).replies
+        said: list[SendOutcome | None] = []
+        trouble = ""
+        for reply in replies:
+            try:
+                reply.value()
+            except RpcError as error:
+                kind = SEND_KINDS.get(error.node_code)
                 # An internal error, a missing method: the node said nothing about the transaction.
-                raise NodeFailed("http", f"sendrawtransaction: {error.detail}") from None
-            return SendOutcome(kind, error.node_code, error.detail)
-        return SendOutcome("accepted")
+                said.append(SendOutcome(kind, error.node_code, error.detail) if kind else None)
+                trouble = error.detail
+            else:
+                said.append(SendOutcome("accepted"))
+        if not any(said):
+            raise NodeFailed("http", f"sendrawtransaction: {trouble}")
+        return said
 
-    async def _unaccepted(
-        self, raw: bytes, refusals: Sequence[SendOutcome], failures: Sequence[tuple[Node, NodeFailed]]
-    ) -> SendOutcome:
+    async def _settled(
+        self, raw: bytes, best: SendOutcome | None, failures: Sequence[tuple[Node, NodeFailed]]
+    ) -> SendOutcome | NodeUnavailable:
         """Before it is called failed: another attempt may have brought it to a node."""
-        best = min(refusals, key=lambda refusal: _HOPE.index(refusal.kind), default=None)
+        if best is not None and best.kind == "accepted":
+            return best
         maybe_reached = any(failure.maybe_reached for _, failure in failures)
         if best is None or maybe_reached or best.kind in ("expired", "rejected"):
             try:
@@ -107,10 +135,7 @@ class Broadcast:
                     return SendOutcome("accepted")
         if best is not None:
             return SendOutcome(best.kind, best.node_code, best.message, maybe_reached)
-        text = "; ".join(f"{node.name}: {failure}" for node, failure in failures)
-        if failures and all(failure.kind == "network" for _, failure in failures):
-            raise WrongNetwork(text)
-        raise NodeUnavailable(text)
+        return NodeUnavailable(_text(failures) or "no node said anything about the transaction")
 
     async def _anyone_knows(self, transaction: Hash256) -> bool:
         """Whether a node of our network has it, in a block or in its memory pool; silence is no."""
@@ -138,7 +163,20 @@ class Broadcast:
             await asyncio.gather(*tasks, return_exceptions=True)
         return False
 
-    def _ended(self, task: asyncio.Task[SendOutcome]) -> None:
+    def _ended(self, task: "asyncio.Task[_Said]") -> None:
         self._background.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+def _most_hopeful(outcomes: Iterable[SendOutcome | None]) -> SendOutcome | None:
+    """Of what nodes said about one transaction."""
+    return min(
+        (outcome for outcome in outcomes if outcome is not None),
+        key=lambda outcome: _HOPE.index(outcome.kind),
+        default=None,
+    )
+
+
+def _text(failures: Sequence[tuple[Node, NodeFailed]]) -> str:
+    return "; ".join(f"{node.name}: {failure}" for node, failure in failures)

@@ -87,8 +87,20 @@ class BadMethod(BadCall):
     code = "bad_method"
 
 
+class UnknownContract(BadCall):
+    """No contract of this hash is deployed."""
+
+    code = "unknown_contract"
+
+
+class UnknownMethod(BadCall):
+    """The contract has no such method, or none with so many arguments."""
+
+    code = "unknown_method"
+
+
 class BadArgument(BadCall):
-    """An argument's value does not fit its type."""
+    """An argument's value does not fit its type, or its type not the contract's manifest."""
 
     code = "bad_argument"
 

@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from neolayer.chain.errors import ExecutionFaulted, RpcError
-from neolayer.chain.payload import UnsignedTransaction, var_int
+from neolayer.chain.payload import Conflicts, NotValidBefore, UnsignedTransaction, var_int
 from neolayer.chain.rpc import RpcClient, invoke_result_from_json
 from neolayer.chain.scripts import NATIVE_CONTRACTS
 
@@ -18,6 +18,8 @@ PICO_PER_DATOSHI: Final = 10_000
 _PUSH_DATA: Final = 1 << 3
 _PUSH_INT: Final = 1
 _CHECK_SIGNATURE: Final = 1 << 15
+#: Types of the attributes that we write.
+_ATTRIBUTES: Final = (NotValidBefore.TYPE, Conflicts.TYPE)
 
 _CHECK_SIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckSig").digest()[:4]
 _CHECK_MULTISIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckMultisig").digest()[:4]
@@ -35,14 +37,23 @@ class FeePolicy:
     exec_fee_pico_factor: int
     #: Datoshi for each byte of contract storage.
     storage_price: int
+    #: Datoshi for an attribute, by its type; those not named are free.
+    attribute_fees: Mapping[int, int] = field(default_factory=dict)
 
-    def network_fee(self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes]) -> int:
-        """Datoshi for a transaction's size and the checking of its witnesses.
+    def execution_fee(self, units: int) -> int:
+        """Datoshi for so many units of execution, rounded up."""
+        return -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+
+    def network_fee(
+        self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes], *, rate: int = 0
+    ) -> int:
+        """Datoshi for a transaction's size, its attributes and the checking of its witnesses.
 
         The fee does not depend on the fees already written in the transaction: those have a fixed width.
 
         Args:
             verification_scripts: one for each signer, single-signature or m-of-n.
+            rate: datoshi for each byte to pay at least in all, to be among the first; see `chain.market`.
 
         Raises:
             ValueError: another kind of script, whose price only the node can tell.
@@ -53,8 +64,16 @@ class FeePolicy:
             invocation_bytes, units = _witness_price(script)
             size += len(var_int(invocation_bytes)) + invocation_bytes + len(var_int(len(script))) + len(script)
             # Each witness is rounded up for itself, as `calculatenetworkfee` does.
-            verification += -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
-        return size * self.fee_per_byte + verification
+            verification += self.execution_fee(units)
+        return max(size * self.fee_per_byte + self._attributes_fee(transaction) + verification, size * rate)
+
+    def _attributes_fee(self, transaction: UnsignedTransaction) -> int:
+        """A Conflicts is paid for by each signer (neo-go `Blockchain.CalculateAttributesFee`)."""
+        fee = 0
+        for attribute in transaction.attributes:
+            times = len(transaction.signers) if isinstance(attribute, Conflicts) else 1
+            fee += self.attribute_fees.get(attribute.TYPE, 0) * times
+        return fee
 
 
 def _witness_price(script: bytes) -> tuple[int, int]:
@@ -118,12 +137,17 @@ class Fees:
         asked_at = time.monotonic()
         methods = ("getFeePerByte", "getExecFeeFactor", "getExecPicoFeeFactor", "getStoragePrice")
         contract = str(NATIVE_CONTRACTS["PolicyContract"])
+        types = [{"type": "Integer", "value": type_} for type_ in _ATTRIBUTES]
         count, *replies = await self._rpc.batch(
-            [("getblockcount", []), *(("invokefunction", [contract, method, []]) for method in methods)]
+            [
+                ("getblockcount", []),
+                *(("invokefunction", [contract, method, []]) for method in methods),
+                *(("invokefunction", [contract, "getAttributeFee", [type_]]) for type_ in types),
+            ]
         )
         if isinstance(count, RpcError):
             raise count
-        per_byte, factor, pico_factor, storage_price = map(_number, replies)
+        per_byte, factor, pico_factor, storage_price, *attribute_fees = map(_number, replies)
         if per_byte is None or factor is None or storage_price is None:
             raise ExecutionFaulted("the Policy contract does not tell its values")
         self._policy = FeePolicy(
@@ -132,6 +156,8 @@ class Fees:
             # Chains before Faun have no such method, and whole factors only.
             exec_fee_pico_factor=factor * PICO_PER_DATOSHI if pico_factor is None else pico_factor,
             storage_price=storage_price,
+            # Chains that do not price attributes have no such method.
+            attribute_fees={type_: fee or 0 for type_, fee in zip(_ATTRIBUTES, attribute_fees, strict=True)},
         )
         self._fresh_until = asked_at + (await self._rpc.version()).ms_per_block / 1000
         return self._policy

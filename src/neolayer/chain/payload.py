@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import base58
 
@@ -22,6 +22,8 @@ from neolayer.core.types import Hash160, Hash256
 ADDRESS_VERSION: Final = 0x35
 #: neo-go `transaction.MaxTransactionSize`.
 MAX_TRANSACTION_BYTES: Final = 102_400
+#: Signers and attributes together: neo-go `transaction.MaxAttributes`.
+MAX_SIGNERS_AND_ATTRIBUTES: Final = 16
 #: First four bytes of SHA-256 of "System.Crypto.CheckSig", as SYSCALL takes them.
 _CHECK_SIG: Final = hashlib.sha256(b"System.Crypto.CheckSig").digest()[:4]
 
@@ -141,6 +143,41 @@ def signature_witness(signature: bytes, public_key: bytes) -> Witness:
     return Witness(b"\x0c\x40" + signature, verification_script(public_key))
 
 
+@dataclass(frozen=True, slots=True)
+class NotValidBefore:
+    """Refused by nodes (−507) until the block of this index exists; at most once in a transaction."""
+
+    #: Byte that announces the attribute, also the key of its price in the Policy contract.
+    TYPE: ClassVar[int] = 0x20
+    #: The first block that may hold the transaction is the one after it.
+    height: int
+
+    @property
+    def data(self) -> bytes:
+        """As it stands in a transaction."""
+        return bytes([self.TYPE]) + self.height.to_bytes(4, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Conflicts:
+    """Names a transaction that must not be in a chain with this one; any number in a transaction.
+
+    Both must share a signer. In a memory pool it displaces what it names if its network fee is above the sum of
+    theirs; once it is in a block, what it names is refused (−500).
+    """
+
+    TYPE: ClassVar[int] = 0x21
+    hash: Hash256
+
+    @property
+    def data(self) -> bytes:
+        """As it stands in a transaction."""
+        return bytes([self.TYPE]) + self.hash.data
+
+
+type Attribute = NotValidBefore | Conflicts
+
+
 @dataclass(frozen=True)
 class UnsignedTransaction:
     """A transaction before its witnesses. Equal fields make an equal hash: the nonce tells twins apart."""
@@ -153,14 +190,15 @@ class UnsignedTransaction:
     network_fee: int
     #: May be included up to and with this block.
     valid_until_block: int
-    #: The first one pays. Up to 16, no account twice.
+    #: The first one pays. With the attributes up to 16, no account twice.
     signers: tuple[Signer, ...]
     script: bytes
+    attributes: tuple[Attribute, ...] = ()
 
     @cached_property
     def data(self) -> bytes:
         """The bytes that are hashed and signed."""
-        version, attributes = 0, 0
+        version = 0
         return b"".join(
             (
                 struct.pack(
@@ -173,7 +211,8 @@ class UnsignedTransaction:
                 ),
                 var_int(len(self.signers)),
                 *(signer.data for signer in self.signers),
-                var_int(attributes),
+                var_int(len(self.attributes)),
+                *(attribute.data for attribute in self.attributes),
                 var_int(len(self.script)),
                 self.script,
             )

@@ -6,7 +6,8 @@ SELECT hash FROM chain_blocks WHERE network = %(network)s AND index = %(index)s
 
 -- name: insert
 -- Fails when another follower was faster: its transaction counts then, not this one.
-INSERT INTO chain_blocks (network, index, hash, time) VALUES (%(network)s, %(index)s, %(hash)s, %(time)s)
+INSERT INTO chain_blocks (network, index, hash, time, transactions)
+VALUES (%(network)s, %(index)s, %(hash)s, %(time)s, %(transactions)s)
 
 -- name: forget_below
 DELETE FROM chain_blocks WHERE network = %(network)s AND index < %(index)s

@@ -270,6 +270,25 @@ class RpcClient:
                 self._kept.keep_at_head(call, bytes(reply.result), answer.after)
         return result, answer.before
 
+    async def invoke_scripts(
+        self, scripts: Sequence[tuple[bytes, Sequence[Signer]]]
+    ) -> list[InvokeResult | RpcError]:
+        """`invoke_script` of many in few HTTP requests; an `RpcError` in the place of a refused one."""
+        replies = await self.batch(
+            [
+                (
+                    "invokescript",
+                    [base64.b64encode(script).decode(), [signer.to_json() for signer in signers]],
+                )
+                for script, signers in scripts
+            ]
+        )
+        return [reply if isinstance(reply, RpcError) else invoke_result_from_json(reply) for reply in replies]
+
+    async def mempool_size(self) -> int:
+        """Transactions in the node's memory pool."""
+        return len(await self.call("getrawmempool"))
+
     async def send_raw_transaction(self, data: bytes) -> SendOutcome:
         """Offer a signed transaction to several nodes. Sending the same bytes twice does no harm.
 
@@ -277,6 +296,11 @@ class RpcClient:
             NodeUnavailable: ambiguous, a node may have taken it.
         """
         return await self._broadcast.send(data)
+
+    async def send_raw_transactions(self, many: Sequence[bytes]) -> list[SendOutcome | NodeUnavailable]:
+        """`send_raw_transaction` of up to `MAX_BATCH` in one HTTP request to each node; `NodeUnavailable` in the
+        place of one of which no node said anything: ambiguous."""
+        return await self._broadcast.send_many(many)
 
     async def calculate_network_fee(self, data: bytes) -> int:
         """Datoshi, for a transaction whose witnesses have at least their verification scripts."""

@@ -141,7 +141,7 @@ def _push_call(builder: _Builder, call: Call, path: str, assert_transfers: bool)
     args = call.get("args", [])
     if not isinstance(args, Sequence) or isinstance(args, str | bytes):
         raise BadArgument(f"{path}.args: expected a list of {{type, value}}")
-    flags = _call_flags(call.get("call_flags", "All"), f"{path}.call_flags")
+    flags = parse_call_flags(call.get("call_flags", "All"), f"{path}.call_flags")
 
     for index in reversed(range(len(args))):
         _push_argument(builder, args[index], f"{path}.args[{index}]", 0)
@@ -177,7 +177,11 @@ def parse_contract(value: Any, path: str = "contract") -> Hash160:
     )
 
 
-def _call_flags(value: Any, path: str) -> int:
+def parse_call_flags(value: Any, path: str = "call_flags") -> int:
+    """
+    Raises:
+        BadCallFlags: not one or more names of `CALL_FLAGS` with commas between them.
+    """
     flags = 0
     for name in value.split(",") if isinstance(value, str) else [value]:
         try:

@@ -33,12 +33,23 @@ class SeenBlocks:
         row = await self._database.fetch_one(_SQL["hash_at"], {"network": self._network, "index": index})
         return None if row is None else Hash256(bytes(row[0]))
 
-    async def advance(self, connection: Connection, cursor: Cursor, time: datetime) -> None:
+    async def advance(
+        self, connection: Connection, cursor: Cursor, time: datetime, transactions: int | None = None
+    ) -> None:
         """
+        Args:
+            transactions: how many the block holds, where that is known.
+
         Raises:
             psycopg.errors.UniqueViolation: another follower has processed this block.
         """
-        params = {"network": self._network, "index": cursor.index, "hash": cursor.hash.data, "time": time}
+        params = {
+            "network": self._network,
+            "index": cursor.index,
+            "hash": cursor.hash.data,
+            "time": time,
+            "transactions": transactions,
+        }
         await connection.execute(_SQL["insert"], params)
         if cursor.index % (KEPT // 10) == 0:
             await connection.execute(

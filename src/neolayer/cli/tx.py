@@ -15,9 +15,11 @@ from neolayer.core.errors import InvalidRequest, NotFound, ServiceError
 from neolayer.core.types import gas_parse
 
 app = App(name="tx", help="Transactions.")
-_POLL_S: Final = 0.25
-State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected"]
-_FINAL: Final = ("confirmed", "faulted", "expired", "rejected")
+#: One request of `watch` waits for a change this long at most; seconds.
+_WAIT_S: Final = 20
+State = Literal["queued", "signed", "sent", "confirmed", "faulted", "expired", "rejected", "cancelled"]
+Speed = Literal["economy", "standard", "fast", "urgent"]
+_FINAL: Final = ("confirmed", "faulted", "expired", "rejected", "cancelled")
 
 
 class NotConfirmed(ServiceError):
@@ -75,11 +77,13 @@ async def _watch(id: str | None, timeout_s: float, connection: Connection) -> di
             shown = len(events)
             if events[-1]["state"] in _FINAL:
                 return dict(await client.get(f"/transactions/{id}"))
-            if time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise NotConfirmed(
                     f"transaction {id} is still {events[-1]['state']} after {timeout_s:g} s; it goes on"
                 )
-            await asyncio.sleep(_POLL_S)
+            wait = max(min(left, _WAIT_S), 0.1)
+            await client.get(f"/transactions/{id}", wait=f"{wait:.1f}", after=events[-1]["number"])
 
 
 @app.command
@@ -160,6 +164,49 @@ def _submit(body: Any, idempotency_key: str | None, connection: Connection) -> N
         print_json(view)
     else:
         console.print(f"[green]✓[/] {view['id']}  {view['state']}")
+        notes.print(f"Follow it: neolayer tx watch {view['id']}")
+
+
+@app.command
+def cancel(id: str, /, *, max_fee: str | None = None, connection: Connection = DEFAULT) -> None:
+    """Cancel a transaction: at once while it is queued; later by another that takes its place, if that is in time.
+
+    Example: neolayer tx cancel 0199c0de-…
+
+    Parameters
+    ----------
+    max_fee
+        Most GAS that cancelling may cost.
+    """
+    _replace(id, "cancel", {"max_fee": max_fee}, connection)
+
+
+@app.command
+def speed_up(
+    id: str, /, *, speed: Speed = "fast", max_fee: str | None = None, connection: Connection = DEFAULT
+) -> None:
+    """Pay more for a transaction that waits for its block.
+
+    Example: neolayer tx speed-up 0199c0de-… --speed urgent
+
+    Parameters
+    ----------
+    speed
+        Which of the fees that recent full blocks took it should pay.
+    max_fee
+        Replaces the transaction's own; GAS.
+    """
+    _replace(id, "speed-up", {"speed": speed, "max_fee": max_fee}, connection)
+
+
+def _replace(id: str, how: str, body: dict[str, Any], connection: Connection) -> None:
+    view = call(connection, "POST", f"/transactions/{id}/{how}", body=body)
+    if connection.json:
+        print_json(view)
+        return
+    cause = f": {view['cause']['message']}" if view["cause"] else ""
+    console.print(f"[green]✓[/] {view['id']}  {view['state']}{cause}")
+    if view["state"] not in _FINAL:
         notes.print(f"Follow it: neolayer tx watch {view['id']}")
 
 

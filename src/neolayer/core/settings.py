@@ -82,8 +82,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Layers of the cells' hardening to leave out, comma-separated; see `neolayer doctor`.
     cell_without: tuple[str, ...] = ()
 
-    #: Transactions that one worker process prepares and sends at a time.
-    transaction_workers: Positive = 8
+    #: Batches of transactions that one worker process prepares and sends at a time; `neolayer workers scale`
+    #: changes it for all processes while they run.
+    transaction_workers: Positive = 4
+    #: Queued transactions of one tenant, and of all; more are refused.
+    transaction_queue_max: Positive = 100_000
+    transaction_queue_total_max: Positive = 1_000_000
+    #: System fee of one on-chain transaction that several share, at most; GAS. Less than the nodes' MaxGasInvoke.
+    group_gas_max: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     #: Asynchronous executions that one worker process runs at a time.
     async_executions: Positive = 32
     #: Asynchronous executions of one tenant that may wait; more are refused.
@@ -94,7 +100,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     #: A sent transaction that is in no block after this many blocks is sent again, byte for byte.
     resend_after_blocks: Positive = 5
+    #: How long events are kept for clients that come back; hours.
+    events_keep_hours: Positive = 168
 
+    #: Let transactions of one wallet share on-chain transactions.
+    opt_transaction_grouping: bool = True
     #: Invoke functions past the web framework; the answers are the same.
     opt_raw_invoke: bool = True
     #: Calls of warm functions go to their process without passing the enclave's; the answers are the same.

@@ -5,19 +5,26 @@ transaction, which also moves the cursor: after a crash the block is either full
 """
 
 import asyncio
+import contextlib
 import json
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
+from neolayer.chain.errors import NodeUnavailable
 from neolayer.chain.follower import BlockFollower, Cursor
-from neolayer.chain.rpc import ApplicationLog, Block, RpcClient
+from neolayer.chain.rpc import MAX_BATCH, ApplicationLog, Block, RpcClient
 from neolayer.chain.seen import SeenBlocks
 from neolayer.core.errors import ServiceError
 from neolayer.core.text import storable
 from neolayer.core.types import Hash256
+from neolayer.db.notices import notify
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
+from neolayer.transactions.grouping import outcomes
+from neolayer.transactions.model import TOPIC
+from neolayer.transactions.queue import Cause, Queue, cause_json
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
@@ -30,8 +37,9 @@ KNOWN_BEFORE_START: Final = 20
 class Monitor:
     """Implements the follower's `BlockConsumer`."""
 
-    def __init__(self, database: Database, rpc: RpcClient, *, resend_after_blocks: int) -> None:
+    def __init__(self, database: Database, rpc: RpcClient, queue: Queue, *, resend_after_blocks: int) -> None:
         self._database = database
+        self._queue = queue
         self._rpc = rpc
         self._resend_after_blocks = resend_after_blocks
         self._network = 0
@@ -54,14 +62,14 @@ class Monitor:
     async def start_at(self, cursor: Cursor) -> None:
         """Without a cursor, what was sent before may be in blocks that the follower will never see."""
         rows = await self._database.fetch(_SQL["live"], {"network": self._network})
-        for (txid,) in rows:
+        for txid, grouped in rows:
             hash_ = Hash256(bytes(txid))
             height = await self._rpc.transaction_height(hash_)
             if height is not None and height <= cursor.index:
                 block = await self._rpc.get_block(height)
                 logs = await self._rpc.application_logs([hash_])
                 async with self._database.transaction() as connection:
-                    await self._include(connection, block, logs)
+                    await self._include(connection, block, [(logs[0], grouped)])
         # A private chain killed right after the first start may go back behind it: know some blocks before, too.
         indexes = range(max(cursor.index - KNOWN_BEFORE_START, 0), cursor.index)
         hashes = await self._rpc.batch([("getblockhash", [index]) for index in indexes])
@@ -71,17 +79,25 @@ class Monitor:
                 await self._seen.advance(connection, known, datetime.now(UTC))
 
     async def process(self, block: Block) -> None:
-        logs: list[ApplicationLog] = []
+        ours: list[tuple[ApplicationLog, bool]] = []
         if block.transactions:
             params = {"txids": [hash_.data for hash_ in block.transactions]}
-            ours = [Hash256(bytes(row[0])) for row in await self._database.fetch(_SQL["ours"], params)]
-            if ours:
-                logs = await self._rpc.application_logs(ours)
+            rows = await self._database.fetch(_SQL["ours"], params)
+            if rows:
+                logs = await self._rpc.application_logs([Hash256(bytes(txid)) for txid, _ in rows])
+                ours = [(log, grouped) for log, (_, grouped) in zip(logs, rows, strict=True)]
         async with self._database.transaction() as connection:
-            if logs:
-                await self._include(connection, block, logs)
-            await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
-            await self._seen.advance(connection, Cursor(block.index, block.hash), _time(block))
+            if ours:
+                await self._include(connection, block, ours)
+            expired = await self._expire(connection, block.index)
+            await self._seen.advance(
+                connection, Cursor(block.index, block.hash), _time(block), len(block.transactions)
+            )
+            if ours or expired:
+                await notify(connection, TOPIC)
+        # The block is done with. Were this lost, the workers would do it within a second.
+        with contextlib.suppress(ServiceError):
+            await self._queue.wake(block.index)
 
     async def hash_at(self, index: int) -> Hash256 | None:
         return await self._seen.hash_at(index)
@@ -94,17 +110,31 @@ class Monitor:
 
     # --------------------------------------------------------------------------------------------------
 
-    async def _include(self, connection: Connection, block: Block, logs: list[ApplicationLog]) -> None:
+    async def _include(
+        self, connection: Connection, block: Block, ours: list[tuple[ApplicationLog, bool]]
+    ) -> None:
+        """``ours``: the logs of a block's transactions, and whether each carries a group."""
+        decided = [outcome for log, grouped in ours for outcome in _outcomes(log, grouped)]
         params = {
-            "txids": [log.hash.data for log in logs],
-            "states": ["confirmed" if log.halted else "faulted" for log in logs],
-            "results": [_result_json(log) for log in logs],
-            # Contracts choose these words, as any bytes.
-            "exceptions": [None if log.exception is None else storable(log.exception) for log in logs],
+            "txids": [log.hash.data for log, _ in ours],
+            "halted": [log.halted for log, _ in ours],
+            "of": [outcome.txid for outcome in decided],
+            "positions": [outcome.position for outcome in decided],
+            "states": [outcome.state for outcome in decided],
+            "causes": [cause_json(outcome.cause) for outcome in decided],
+            "results": [outcome.result for outcome in decided],
             "index": block.index,
             "time": _time(block),
         }
+        await connection.execute(_SQL["lock_attempts"], params)
         await connection.execute(_SQL["include"], params)
+
+    async def _expire(self, connection: Connection, index: int) -> bool:
+        params = {"network": self._network, "index": index}
+        ended = (await connection.execute(_SQL["lock_expiring"], params)).rowcount > 0
+        if ended:
+            await connection.execute(_SQL["expire"], params)
+        return ended
 
     async def _resend(self) -> None:
         while True:
@@ -119,26 +149,68 @@ class Monitor:
 
     async def _resend_unseen(self, height: int) -> None:
         """A node that was restarted has an empty memory pool, and pools drop what they hold silently."""
-        rows = await self._database.fetch(
-            _SQL["unseen"],
-            {"network": self._network, "height": height, "blocks": self._resend_after_blocks},
+        while True:
+            rows = await self._database.fetch(
+                _SQL["unseen"],
+                {
+                    "network": self._network,
+                    "height": height,
+                    "blocks": self._resend_after_blocks,
+                    "limit": MAX_BATCH,
+                },
+            )
+            if not rows:
+                return
+            outcomes = await self._rpc.send_raw_transactions([bytes(raw) for _, raw in rows])
+            for (txid, _), outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, NodeUnavailable):
+                    raise outcome
+                if outcome.kind != "accepted":
+                    _log.info("resent %s: %s", Hash256(bytes(txid)), outcome.message)
+            params = {"txids": [txid for txid, _ in rows], "height": height}
+            await self._database.execute(_SQL["mark_resent"], params)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a block says of one intent of a transaction."""
+
+    txid: bytes
+    #: Null: of all of them.
+    position: int | None
+    state: str
+    cause: Cause | None
+    #: JSON of {vmstate, exception, gas_consumed, stack}.
+    result: str
+
+
+def _outcomes(log: ApplicationLog, grouped: bool) -> list[_Outcome]:
+    txid = log.hash.data
+    # Contracts choose these words, as any bytes.
+    exception = None if log.exception is None else storable(log.exception)
+    if not log.halted:
+        message = f"the transaction that it shared ended in FAULT: {exception}" if grouped else exception
+        cause = {"code": "group_faulted" if grouped else "vm_fault", "message": message}
+        return [_Outcome(txid, None, "faulted", cause, _result_json(log, exception, log.stack))]
+    if not grouped:
+        return [_Outcome(txid, None, "confirmed", None, _result_json(log, exception, log.stack))]
+    return [
+        _Outcome(
+            txid,
+            position,
+            "confirmed" if one.succeeded else "faulted",
+            one.cause,
+            _result_json(log, one.cause["message"] if one.cause else None, [one.item]),
         )
-        for txid, raw in rows:
-            outcome = await self._rpc.send_raw_transaction(bytes(raw))
-            if outcome.kind != "accepted":
-                _log.info("resent %s: %s", Hash256(bytes(txid)), outcome.message)
-            await self._database.execute(_SQL["mark_sent"], {"txid": txid, "height": height})
+        for position, one in enumerate(outcomes(log.stack))
+    ]
 
 
-def _result_json(log: ApplicationLog) -> str:
-    result = {
-        "vmstate": log.vmstate,
-        "exception": None if log.exception is None else storable(log.exception),
-        "gas_consumed": log.gas_consumed,
-        "stack": log.stack,
-    }
+def _result_json(log: ApplicationLog, exception: str | None, stack: list[Any]) -> str:
     # json.dumps writes lone surrogates as escapes, where msgspec would raise.
-    return json.dumps(result)
+    return json.dumps(
+        {"vmstate": log.vmstate, "exception": exception, "gas_consumed": log.gas_consumed, "stack": stack}
+    )
 
 
 def _time(block: Block) -> datetime:

@@ -1,10 +1,10 @@
-"""From intent to sent: lease, simulate, price, sign, store the bytes, only then send.
+"""From intent to sent: the pool of workers.
 
-A crash at any point leaves a row that another worker takes up when the lease ends:
+A crash at any point leaves rows that another worker takes up when their lease ends:
 
-* ``queued``: nothing was stored, so nothing was sent. It is prepared anew.
-* ``signed``: bytes are stored and may or may not have been sent. The same bytes are sent again, which a node
-  answers with "already there" (−501, −503) if it has them.
+* a ``queued`` intent: nothing was stored, so nothing was sent. It is prepared anew.
+* a ``signed`` attempt: bytes are stored and may or may not have been sent. The same bytes are sent again, which a
+  node answers with "already there" (−501, −503) if it has them.
 
 Bytes are stored by the holder of the lease only, so two workers never make two transactions of one intent.
 """
@@ -12,217 +12,218 @@ Bytes are stored by the holder of the lease only, so two workers never make two 
 import asyncio
 import contextlib
 import logging
-import random
-import secrets
-from dataclasses import dataclass
-from typing import Any, Final
+import time
+from typing import Final
 from uuid import UUID
 
-import msgspec
-
-from neolayer.chain.errors import BadCall, WrongNetwork
-from neolayer.chain.payload import Signer, UnsignedTransaction, signature_witness
-from neolayer.chain.rpc import RpcClient, SendOutcome
+from neolayer.chain.rpc import RpcClient
 from neolayer.core.errors import ServiceError
 from neolayer.core.ids import uuid7
-from neolayer.core.types import Hash256
 from neolayer.db.notices import NoticeListener
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
-from neolayer.enclave import Enclave
-from neolayer.transactions.errors import FeeAboveCap, SimulationFaulted
+from neolayer.transactions.attempts import Attempt, Attempts
+from neolayer.transactions.grouping import Traffic
+from neolayer.transactions.model import POOL_TOPIC, TOPIC
+from neolayer.transactions.prepare import Preparer
 from neolayer.transactions.pricing import Pricing
-from neolayer.transactions.service import TOPIC
-from neolayer.wallets.service import Wallets
+from neolayer.transactions.queue import Batch, Queue
+from neolayer.transactions.sending import Sender, Signed, delay_s
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
-#: Leases that ended are looked for this often when nothing wakes the workers; seconds.
+#: What is due is looked for this often when nothing wakes the workers; seconds.
 IDLE_S: Final = 1.0
-#: Between tries while something is down, doubled from the first to the second; seconds.
-RETRY_S: Final = (0.25, 2.0)
-#: These say something about the intent itself. Everything else may pass and is waited out.
-FINAL_ERRORS: Final = (SimulationFaulted, FeeAboveCap, BadCall)
-
-
-@dataclass(frozen=True, slots=True)
-class _Leased:
-    tenant_id: UUID
-    id: UUID
-    state: str
-    tries: int
-    script: bytes
-    valid_for_blocks: int
-    max_fee: int | None
-    wallet_id: UUID
-    #: Magic of the network it was accepted for; None when no node could be asked then.
-    network: int | None
+#: Pause of a worker that cannot even lease; seconds.
+PAUSE_S: Final = 2.0
+#: On-chain transactions, and intents, of one batch at most.
+BATCH_ATTEMPTS: Final = 128
+BATCH_INTENTS: Final = 512
+#: The first transactions of a block should wait for it, not the block for them; but what waits at nodes has left
+#: our queue, where tenants take turns. So no more than these blocks' worth is on its way.
+WINDOW_BLOCKS: Final = 3
+#: Traffic is looked at this often at most; seconds.
+TRAFFIC_S: Final = 0.2
 
 
 class Pipeline:
-    """Takes due transactions, several at a time. Any number of processes may run one each."""
+    """Works on several batches at a time. Any number of processes may run one each."""
 
     def __init__(
         self,
         database: Database,
-        enclave: Enclave,
+        queue: Queue,
+        attempts: Attempts,
+        preparer: Preparer,
+        sender: Sender,
         rpc: RpcClient,
-        wallets: Wallets,
         pricing: Pricing,
         notices: NoticeListener,
         *,
         workers: int,
         lease_s: float,
     ) -> None:
+        """
+        Args:
+            workers: batches at a time, unless the deployment's pool is scaled, see `WorkerPool`.
+        """
         self._database = database
-        self._enclave = enclave
+        self._queue = queue
+        self._attempts = attempts
+        self._preparer = preparer
+        self._sender = sender
         self._rpc = rpc
-        self._wallets = wallets
         self._pricing = pricing
         self._workers = workers
         self._lease_s = lease_s
-        self._owner = uuid7()
+        self._size = workers
+        #: Leases that are worked on.
+        self._leases: set[UUID] = set()
+        self._leasing = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._resize = asyncio.Event()
+        self._traffic: Traffic | None = None
+        self._traffic_at = 0.0
         notices.on(TOPIC, lambda _: self._wake.set())
+        notices.on(POOL_TOPIC, lambda _: self._resize.set())
 
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(self._workers):
-                tasks.create_task(self._work())
+            tasks.create_task(self._renew())
+            tasks.create_task(self._tick())
+            tasks.create_task(self._scale(tasks))
 
-    async def _work(self) -> None:
+    # --- the pool -------------------------------------------------------------------------------------------
+
+    async def _scale(self, tasks: asyncio.TaskGroup) -> None:
+        """Keep as many workers as are wanted. One too many ends with its batch."""
+        running: dict[int, asyncio.Task[None]] = {}
         while True:
+            self._resize.clear()
+            with contextlib.suppress(ServiceError):
+                row = await self._database.fetch_one(_SQL["pool_size"])
+                self._size = self._workers if row is None else row[0]
+            for number in range(self._size):
+                if number not in running or running[number].done():
+                    running[number] = tasks.create_task(self._work(number))
+            self._wake.set()
+            await self._resize.wait()
+
+    async def _work(self, number: int) -> None:
+        while number < self._size:
             self._wake.clear()
             try:
-                transaction = await self._lease()
+                busy = await self._step()
             except ServiceError as error:
                 _log.warning("no lease: %s", error.detail)
-                await asyncio.sleep(RETRY_S[1])
+                await asyncio.sleep(PAUSE_S)
                 continue
-            if transaction is not None:
-                await self._advance(transaction)
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_S):
-                    await self._wake.wait()
+            if not busy:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE_S):
+                        await self._wake.wait()
 
-    async def _lease(self) -> _Leased | None:
-        row = await self._database.fetch_one(
-            _SQL["lease"], {"owner": self._owner, "lease_s": self._lease_s, "limit": 1}
-        )
-        if row is None:
-            return None
-        tenant_id, id, state, tries, script, valid_for_blocks, max_fee, wallet_id, network = row
-        return _Leased(tenant_id, id, state, tries, bytes(script), valid_for_blocks, max_fee, wallet_id, network)
+    async def _renew(self) -> None:
+        """The heartbeat: a long step keeps what it works on, a dead worker does not."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            if self._leases:
+                try:
+                    await self._queue.renew(self._leases)
+                except ServiceError as error:
+                    _log.warning("leases are not renewed: %s", error.detail)
 
-    async def _advance(self, transaction: _Leased) -> None:
-        """Bring it as far as it goes now. Never raises: what fails is postponed, rejected or left to the lease."""
-        state = transaction.state
-        try:
-            if state == "queued":
-                if not await self._prepare(transaction):
-                    return
-                state = "signed"
-            await self._send(transaction, maybe_sent_before=transaction.state == "signed")
-        except ServiceError as error:
-            cause = {"code": error.code, "message": error.detail}
+    async def _tick(self) -> None:
+        while True:
+            height = None
+            with contextlib.suppress(ServiceError):
+                height = (await self._pricing.policy()).height
             try:
-                if state == "queued" and isinstance(error, FINAL_ERRORS):
-                    await self._change(transaction, "queued", "rejected", cause)
-                else:
-                    await self._postpone(transaction, state, cause)
-            except ServiceError as failure:
-                _log.warning("transaction %s is left to its lease: %s", transaction.id, failure.detail)
+                await self._queue.wake(height)
+            except ServiceError as error:
+                _log.warning("the queue is not looked through: %s", error.detail)
+            self._wake.set()
+            await asyncio.sleep(IDLE_S)
+
+    # --- one batch ------------------------------------------------------------------------------------------
+
+    async def _step(self) -> bool:
+        """Whether there was anything to do."""
+        async with self._leasing:
+            lease = uuid7()
+            signed = await self._attempts.lease_signed(lease, BATCH_ATTEMPTS)
+            batch, wanted = Batch(lease, []), 1
+            if not signed:
+                limit, wanted = await self._limits()
+                batch = await self._queue.lease(limit) if limit else batch
+        if not signed and not batch.intents:
+            return False
+        self._leases.add(batch.lease)
+        try:
+            if signed:
+                network = (await self._rpc.version()).network
+                rows = [row for row in signed if row[3] == network]
+                await self._sender.send(
+                    lease,
+                    [
+                        Signed(bytes(txid), bytes(raw), tries, maybe_sent)
+                        for _, txid, raw, _, tries, maybe_sent in rows
+                    ],
+                )
+            else:
+                await self._advance(batch, wanted)
+        except ServiceError as error:
+            _log.warning("a batch is left to its lease: %s", error.detail)
         except Exception:
-            _log.exception("transaction %s is left to its lease", transaction.id)
+            _log.exception("a batch is left to its lease")
+        finally:
+            self._leases.discard(batch.lease)
+        return True
 
-    async def _prepare(self, transaction: _Leased) -> bool:
-        """Simulate, price, sign and store; False when the lease was lost meanwhile."""
-        wallet = await self._wallets.get(transaction.tenant_id, transaction.wallet_id)
-        version = await self._rpc.version()
-        if transaction.network not in (None, version.network):
-            raise WrongNetwork(f"accepted for network {transaction.network}, the node is of {version.network}")
-        price, _ = await self._pricing.price(wallet, transaction.script, transaction.max_fee)
-        unsigned = UnsignedTransaction(
-            nonce=secrets.randbits(32),
-            system_fee=price.system_fee,
-            network_fee=price.network_fee,
-            valid_until_block=price.height
-            + min(transaction.valid_for_blocks, version.max_valid_until_block_increment),
-            signers=(Signer(wallet.script_hash),),
-            script=transaction.script,
-        )
-        signature = await self._enclave.sign_transaction(
-            str(wallet.tenant_id), str(wallet.id), wallet.sealed_key, version.network, unsigned.data
-        )
-        raw = unsigned.with_witnesses([signature_witness(signature.signature, wallet.public_key)])
-        stored = await self._database.execute(
-            _SQL["store_signed"],
-            {
-                "tenant_id": transaction.tenant_id,
-                "id": transaction.id,
-                "owner": self._owner,
-                "txid": unsigned.hash.data,
-                "network": version.network,
-                "raw": raw,
-                "valid_until_block": unsigned.valid_until_block,
-                "system_fee": unsigned.system_fee,
-                "network_fee": unsigned.network_fee,
-            },
-        )
-        return stored == 1
+    async def _limits(self) -> tuple[int, int]:
+        """How many intents to lease now, and how many calls one on-chain transaction should carry."""
+        now = time.monotonic()
+        try:
+            if self._traffic is None or now > self._traffic_at + TRAFFIC_S:
+                version = await self._rpc.version()
+                self._traffic = await self._queue.traffic(
+                    version.network,
+                    block_capacity=version.max_transactions_per_block,
+                    pooled=await self._rpc.mempool_size(),
+                )
+                self._traffic_at = now
+        except ServiceError:
+            # Leased all the same, so that what waits shows why.
+            return BATCH_ATTEMPTS, 1
+        traffic = self._traffic
+        room = min(WINDOW_BLOCKS * traffic.block_capacity - traffic.in_flight, BATCH_ATTEMPTS)
+        wanted = traffic.calls_wanted(WINDOW_BLOCKS) if self._preparer.grouping else 1
+        return max(min(room * wanted, BATCH_INTENTS), 0), wanted
 
-    async def _send(self, transaction: _Leased, *, maybe_sent_before: bool) -> None:
-        """Send the stored bytes.
-
-        ``maybe_sent_before``: an earlier lease, of ours or of a worker that died, may have sent them without
-        hearing the answer, so a refusal now does not prove that no node has them. Only the chain can tell then,
-        at ``valid_until_block``.
-        """
-        row = await self._database.fetch_one(_SQL["attempt"], _key(transaction))
-        assert row is not None
-        raw, txid, network = bytes(row[0]), Hash256(bytes(row[1])), row[2]
-        if network != (await self._rpc.version()).network:
-            raise WrongNetwork(f"signed for network {network}")
-        height = (await self._pricing.policy()).height
-        # When no answer comes this raises, and the next lease finds the state `signed`.
-        outcome = await self._rpc.send_raw_transaction(raw)
-        ambiguous = maybe_sent_before or outcome.ambiguous
-        if outcome.kind == "rejected" and ambiguous and await self._rpc.knows(txid):
-            outcome = SendOutcome("accepted")
-        match outcome.kind:
-            case "accepted":
-                async with self._database.transaction() as connection:
-                    await connection.execute(_SQL["mark_sent"], {"txid": txid.data, "height": height})
-                    await connection.execute(
-                        _SQL["change_state"],
-                        _key(transaction) | {"from": "signed", "state": "sent", "cause": None},
-                    )
-            case "rejected" if not ambiguous:
-                cause = {"code": "rejected_by_node", "message": outcome.message, "node_code": outcome.node_code}
-                await self._change(transaction, "signed", "rejected", cause)
-            case kind:
-                code = {"funds": "waiting_for_gas", "retry": "mempool_full"}.get(kind, kind)
-                cause = {"code": code, "message": outcome.message, "node_code": outcome.node_code}
-                await self._postpone(transaction, "signed", cause)
-
-    async def _change(self, transaction: _Leased, before: str, state: str, cause: dict[str, Any]) -> None:
-        await self._database.execute(
-            _SQL["change_state"], _key(transaction) | {"from": before, "state": state, "cause": _json(cause)}
+    async def _advance(self, batch: Batch, wanted: int) -> None:
+        """Bring it as far as it goes now: what fails is postponed, rejected or left to the lease."""
+        try:
+            stored = await self._preparer.prepare(batch, wanted)
+        except ServiceError as error:
+            tries = min(intent.tries for intent in batch.intents)
+            await self._preparer.postpone(batch, error, delay_s(tries))
+            return
+        except Exception:
+            if len(batch.intents) == 1:
+                raise
+            # One that breaks us must not hold up the others.
+            _log.exception("a batch of %d is taken apart", len(batch.intents))
+            middle = len(batch.intents) // 2
+            for half in (batch.intents[:middle], batch.intents[middle:]):
+                await self._advance(Batch(batch.lease, half), wanted)
+            return
+        self._count(stored)
+        await self._sender.send(
+            batch.lease, [Signed(attempt.txid, attempt.raw, 0, maybe_sent=False) for attempt in stored]
         )
 
-    async def _postpone(self, transaction: _Leased, state: str, cause: dict[str, Any]) -> None:
-        first, last = RETRY_S
-        delay_s = min(last, first * 2 ** min(transaction.tries, 10)) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-        await self._database.execute(
-            _SQL["postpone"], _key(transaction) | {"state": state, "delay_s": delay_s, "cause": _json(cause)}
-        )
-
-
-def _key(transaction: _Leased) -> dict[str, Any]:
-    return {"tenant_id": transaction.tenant_id, "id": transaction.id}
-
-
-def _json(cause: dict[str, Any]) -> str:
-    return msgspec.json.encode(cause).decode()
+    def _count(self, stored: list[Attempt]) -> None:
+        """Until traffic is looked at again, what was stored since counts as on its way."""
+        if self._traffic is not None:
+            self._traffic = self._traffic.with_more(len(stored))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from neolayer.chain.fees import FeePolicy, Fees
+from neolayer.chain.market import FeeMarket, Speed
 from neolayer.chain.payload import Signer, UnsignedTransaction, parse_account, verification_script
 from neolayer.chain.rpc import InvokeResult, RpcClient
 from neolayer.chain.scripts import GAS, parse_contract
@@ -31,19 +32,26 @@ class Price:
 
 
 class Pricing:
-    def __init__(self, rpc: RpcClient, fees: Fees) -> None:
+    def __init__(self, rpc: RpcClient, fees: Fees, market: FeeMarket) -> None:
         self._rpc = rpc
         self._fees = fees
+        self._market = market
 
     async def policy(self) -> FeePolicy:
         """Fees and height, at most one block time old."""
         return await self._fees.policy()
 
+    async def rate(self, speed: Speed, height: int) -> int:
+        """Datoshi for each byte that a tier pays at least, see `FeeMarket.rate`."""
+        return await self._market.rate(speed, height)
+
     async def network(self) -> int:
         """Magic of the node's network."""
         return (await self._rpc.version()).network
 
-    async def price(self, wallet: Wallet, script: bytes, max_fee: int | None) -> tuple[Price, InvokeResult]:
+    async def price(
+        self, wallet: Wallet, script: bytes, max_fee: int | None, speed: Speed
+    ) -> tuple[Price, InvokeResult]:
         """Try the script out with the wallet as its signer.
 
         The system fee is exactly what the simulation used: all of it is burned, so a margin costs money.
@@ -68,7 +76,8 @@ class Pricing:
             signers=(signer,),
             script=script,
         )
-        network_fee = policy.network_fee(unsigned, [verification_script(wallet.public_key)])
+        rate = await self.rate(speed, policy.height)
+        network_fee = policy.network_fee(unsigned, [verification_script(wallet.public_key)], rate=rate)
         price = Price(policy.height, result.gas_consumed, network_fee)
         if max_fee is not None and price.total > max_fee:
             raise FeeAboveCap(
@@ -78,7 +87,9 @@ class Pricing:
             )
         return price, result
 
-    async def preflight(self, wallet: Wallet, script: bytes, max_fee: int | None, *, gas_asked: int = 0) -> None:
+    async def preflight(
+        self, wallet: Wallet, script: bytes, max_fee: int | None, speed: Speed, *, gas_asked: int = 0
+    ) -> Price:
         """`price`, and whether the wallet can pay for it.
 
         Fees are taken before the script runs, so GAS that the script moves away must be there beside them.
@@ -93,14 +104,15 @@ class Pricing:
         balance = await self._rpc.balance_of(GAS, wallet.script_hash)
         needed = gas_asked
         if balance >= needed:
-            price, result = await self.price(wallet, script, max_fee)
-            needed = price.total + _gas_moved_away(result.notifications, wallet.script_hash)
-        if balance < needed:
-            raise InsufficientGas(
-                f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
-                balance=gas_text(balance),
-                needed=gas_text(needed),
-            )
+            price, result = await self.price(wallet, script, max_fee, speed)
+            needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
+            if balance >= needed:
+                return price
+        raise InsufficientGas(
+            f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
+            balance=gas_text(balance),
+            needed=gas_text(needed),
+        )
 
 
 def gas_asked(calls: Sequence[Mapping[str, Any]], account: Hash160) -> int:
@@ -115,7 +127,7 @@ def gas_asked(calls: Sequence[Mapping[str, Any]], account: Hash160) -> int:
     return asked
 
 
-def _gas_moved_away(notifications: list[Any], account: Hash160) -> int:
+def gas_moved_away(notifications: list[Any], account: Hash160) -> int:
     """Net datoshi that the NEP-17 ``Transfer`` notifications of GAS take from an account."""
     moved = 0
     for notification in notifications:

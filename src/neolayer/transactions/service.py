@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from psycopg.rows import TupleRow
 
+from neolayer.chain.contracts import Contracts
 from neolayer.chain.errors import NodeUnavailable
 from neolayer.chain.scripts import build_script
 from neolayer.core.errors import IdempotencyMismatch, InvalidRequest, MalformedJson
@@ -16,24 +17,44 @@ from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
 from neolayer.db.notices import notify
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
-from neolayer.transactions.errors import TransactionNotFound
-from neolayer.transactions.model import EventView, Priority, TransactionRequest, TransactionView
-from neolayer.transactions.pricing import Pricing, gas_asked
-from neolayer.wallets.service import Wallets
+from neolayer.transactions.backpressure import QueueBound
+from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TenantPaused, TransactionNotFound
+from neolayer.transactions.limits import FeeLimits, bound
+from neolayer.transactions.model import (
+    HEAD_START_S,
+    TOPIC,
+    UNFINISHED,
+    AttemptView,
+    EventView,
+    Priority,
+    TransactionRequest,
+    TransactionView,
+)
+from neolayer.transactions.pricing import Price, Pricing, gas_asked
+from neolayer.wallets.service import Wallet, WalletPaused, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
-#: Wakes the workers.
-TOPIC: Final = "transactions"
 _decode_request = msgspec.json.Decoder(TransactionRequest).decode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Transactions:
-    def __init__(self, database: Database, wallets: Wallets, pricing: Pricing) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wallets: Wallets,
+        pricing: Pricing,
+        contracts: Contracts,
+        limits: FeeLimits,
+        queue_bound: QueueBound,
+    ) -> None:
         self._database = database
+        self._bound = queue_bound
         self._wallets = wallets
         self._pricing = pricing
+        self._contracts = contracts
+        self._limits = limits
 
     async def submit_json(
         self, principal: Principal, request: bytes, *, idempotency_key: str, execution_id: UUID
@@ -64,12 +85,17 @@ class Transactions:
         nothing is stored. While no node answers it is stored unseen, and tried out by the worker.
 
         Raises:
-            WalletNotFound, BadCall: the request names something that does not exist or is malformed.
+            WalletNotFound, BadCall: the request names something that does not exist, is malformed or does not fit
+                the manifest of its contract.
+            OtherNetwork: it is meant for another network.
             SimulationFaulted, FeeAboveCap, InsufficientGas: it would not succeed.
             IdempotencyMismatch: the key was used with another request.
+            WalletPaused, TenantPaused: nothing is signed for it just now.
+            QueueFull: too many are waiting.
         """
         wallet = await self._wallets.find(tenant_id, request.wallet)
         script = build_script(request.calls)
+        priority = Priority[request.priority.upper()]
         max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
         request_hash = hashlib.sha256(_encode_sorted(request)).digest()
         id = uuid7()
@@ -79,14 +105,21 @@ class Transactions:
             key = idempotency_key if execution_id else f"client:{idempotency_key}"
         if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
             return found, False
-        network = None
+        await self._check_pauses(wallet)
+        await self._bound.admit(tenant_id)
+        network = request.network
         try:
-            await self._pricing.preflight(
-                wallet, script, max_fee, gas_asked=gas_asked(request.calls, wallet.script_hash)
-            )
             network = await self._pricing.network()
+            price = await self._try_out(wallet, request, script, max_fee, network)
         except NodeUnavailable as error:
-            _log.warning("transaction %s queued untried: %s", id, error.detail)
+            price = None
+            untried = error
+        limits = await self._limits.of(wallet)
+        max_fee = bound(wallet, limits, max_fee, None if price is None else price.total)
+        if price is None:
+            if limits.max_fee_per_day is not None and max_fee is None:
+                raise untried  # what it may cost is not known, so it cannot be counted
+            _log.warning("transaction %s queued untried: %s", id, untried.detail)
 
         async with self._database.transaction() as connection:
             inserted = await connection.execute(
@@ -99,21 +132,57 @@ class Transactions:
                     "request_hash": request_hash,
                     "calls": msgspec.json.encode(request.calls).decode(),
                     "script": script,
-                    "priority": Priority[request.priority.upper()],
+                    "call_count": len(request.calls),
+                    "priority": priority,
+                    "head_start_s": HEAD_START_S[priority],
                     "valid_for_blocks": request.valid_for_blocks,
                     "max_fee": max_fee,
+                    "grouping": request.group,
+                    "fifo_key": request.fifo_key,
+                    "not_before": request.not_before,
+                    "not_before_block": request.not_before_block,
+                    "on_expiry": request.on_expiry,
+                    "speed": request.speed,
                     "execution_id": execution_id,
                     "network": network,
                 },
             )
             new = inserted.rowcount == 1
             if new:
+                if max_fee is not None and limits.max_fee_per_day is not None:
+                    await self._limits.count(connection, wallet, id, max_fee)
                 await notify(connection, TOPIC)
         if not new:
             found = await self._same(tenant_id, key, request_hash)
             assert found is not None
             return found, False
         return await self.show(tenant_id, id), True
+
+    async def _try_out(
+        self, wallet: Wallet, request: TransactionRequest, script: bytes, max_fee: int | None, network: int
+    ) -> Price:
+        if request.network not in (None, network):
+            raise OtherNetwork(f"it is meant for network {request.network}; this service is on {network}")
+        await self._contracts.check(request.calls)
+        try:
+            return await self._pricing.preflight(
+                wallet,
+                script,
+                max_fee,
+                request.speed,
+                gas_asked=gas_asked(request.calls, wallet.script_hash),
+            )
+        except SimulationFaulted:
+            # A manifest that was replaced says more than the virtual machine does.
+            await self._contracts.check(request.calls, anew=True)
+            raise
+
+    async def _check_pauses(self, wallet: Wallet) -> None:
+        if wallet.pause_reason is not None:
+            raise WalletPaused(f"wallet {wallet.name!r} is paused: {wallet.pause_reason}")
+        row = await self._database.fetch_one(_SQL["tenant_pause"], {"tenant_id": wallet.tenant_id})
+        if row is not None:
+            raise TenantPaused(f"this tenant is paused: {row[0]}")
 
     async def _same(self, tenant_id: UUID, key: str, request_hash: bytes) -> TransactionView | None:
         row = await self._database.fetch_one(_SQL["by_key"], {"tenant_id": tenant_id, "idempotency_key": key})
@@ -149,6 +218,16 @@ class Transactions:
             raise TransactionNotFound(f"no transaction {id}")
         return [EventView(*row) for row in rows]
 
+    async def attempts(self, tenant_id: UUID, id: UUID) -> list[AttemptView]:
+        """On-chain transactions that were signed for it, oldest first.
+
+        Raises:
+            TransactionNotFound: the tenant has none with this id.
+        """
+        await self.show(tenant_id, id)
+        rows = await self._database.fetch(_SQL["attempts_of"], {"tenant_id": tenant_id, "id": id})
+        return [_attempt(row) for row in rows]
+
     async def count_by_state(self) -> dict[str, int]:
         return dict(await self._database.fetch(_SQL["count_by_state"]))
 
@@ -162,16 +241,26 @@ class Transactions:
             priority,
             valid_for_blocks,
             max_fee,
+            grouping,
+            fifo_key,
+            not_before,
+            not_before_block,
+            on_expiry,
             execution_id,
             txid,
+            group_size,
             valid_until_block,
             system_fee,
             network_fee,
             block_index,
             block_time,
             result,
+            share,
             created_at,
             updated_at,
+            speed,
+            cancelling,
+            event,
         ) = row
         wallet = await self._wallets.get(tenant_id, wallet_id)
         return TransactionView(
@@ -183,22 +272,48 @@ class Transactions:
             priority=Priority(priority).name.lower(),
             valid_for_blocks=valid_for_blocks,
             max_fee=_gas(max_fee),
+            group=grouping,
+            fifo_key=fifo_key,
+            not_before=not_before,
+            not_before_block=not_before_block,
+            on_expiry=on_expiry,
             execution=execution_id,
             txid=None if txid is None else str(Hash256(bytes(txid))),
+            group_size=group_size or None,
             valid_until_block=valid_until_block,
             system_fee=_gas(system_fee),
             network_fee=_gas(network_fee),
             block=block_index,
             block_time=block_time,
-            result=_result(result),
+            result=_result(result, share),
             created_at=created_at,
             updated_at=updated_at,
+            speed=speed,
+            cancelling=cancelling and state in UNFINISHED,
+            event=event,
         )
+
+
+def _attempt(row: TupleRow) -> AttemptView:
+    txid, kind, state, role, conflicts, system_fee, network_fee, until, block, signed_at = row
+    return AttemptView(
+        txid=str(Hash256(bytes(txid))),
+        kind=kind,
+        state=state,
+        executes=role == "execute",
+        conflicts=[str(Hash256(bytes(named))) for named in conflicts],
+        system_fee=gas_text(system_fee),
+        network_fee=gas_text(network_fee),
+        valid_until_block=until,
+        block=block,
+        signed_at=signed_at,
+    )
 
 
 def _gas(datoshi: int | None) -> str | None:
     return None if datoshi is None else gas_text(datoshi)
 
 
-def _result(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if result is None else result | {"gas_consumed": gas_text(result["gas_consumed"])}
+def _result(result: dict[str, Any] | None, share: int) -> dict[str, Any] | None:
+    """``share``: of the system fee; datoshi. All that is paid is burned, whether consumed or not."""
+    return None if result is None else result | {"gas_consumed": gas_text(share)}

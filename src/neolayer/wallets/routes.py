@@ -18,6 +18,11 @@ class CreateWallet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
 
 
+class PauseWallet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Shown to whoever wonders why nothing moves.
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+
+
 class WalletsController(Controller):
     path = "/api/v1/wallets"
     tags = ("wallets",)
@@ -36,3 +41,11 @@ class WalletsController(Controller):
     @get("/{wallet:str}", summary="One wallet, by name or id")
     async def show(self, wallet: str, principal: Principal, wallets: Wallets) -> WalletView:
         return await wallets.view(await wallets.find(principal.tenant_id, wallet))
+
+    @post("/{wallet:str}/pause", status_code=200, summary="Sign nothing with a wallet until it is resumed")
+    async def pause(self, wallet: str, data: PauseWallet, principal: Principal, wallets: Wallets) -> WalletView:
+        return await wallets.view(await wallets.pause(principal.tenant_id, wallet, data.reason))
+
+    @post("/{wallet:str}/resume", status_code=200, summary="End a wallet's pause")
+    async def resume(self, wallet: str, principal: Principal, wallets: Wallets) -> WalletView:
+        return await wallets.view(await wallets.resume(principal.tenant_id, wallet))

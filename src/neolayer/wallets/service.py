@@ -30,6 +30,12 @@ class WalletExists(Conflict):
     code = "wallet_exists"
 
 
+class WalletPaused(Conflict):
+    """The wallet is paused: nothing is signed with it."""
+
+    code = "wallet_paused"
+
+
 class WalletNotFound(NotFound):
     """No such wallet."""
 
@@ -47,10 +53,18 @@ class Wallet:
     #: The private key as only the enclave can open it.
     sealed_key: bytes
     created_at: datetime
+    #: When this was read; null: not paused.
+    pause_reason: str | None
+    paused_at: datetime | None
 
     @property
     def address(self) -> str:
         return address_of(self.script_hash)
+
+
+class Pause(msgspec.Struct, frozen=True):
+    reason: str
+    since: datetime
 
 
 class WalletView(msgspec.Struct, frozen=True):
@@ -63,6 +77,8 @@ class WalletView(msgspec.Struct, frozen=True):
     public_key: str
     gas: str | None
     created_at: datetime
+    #: {reason, since}; null: not paused.
+    paused: Pause | None
 
 
 class Wallets:
@@ -70,7 +86,7 @@ class Wallets:
         self._database = database
         self._enclave = enclave
         self._rpc = rpc
-        #: Rows never change, so they are kept as long as there is room.
+        #: Of what `get` gives only the pause ever changes, so rows are kept as long as there is room.
         self._by_id: dict[tuple[UUID, UUID], Wallet] = {}
 
     async def create(self, tenant_id: UUID, name: str) -> Wallet:
@@ -115,8 +131,29 @@ class Wallets:
             raise WalletNotFound(f"no wallet {name_or_id!r}; `neolayer wallets create` makes one")
         return _wallet(row)
 
+    async def pause(self, tenant_id: UUID, name_or_id: str, reason: str) -> Wallet:
+        """Sign nothing with it until `resume`. What is queued waits; what was sent goes its way.
+
+        Raises:
+            WalletNotFound: the tenant has no such wallet.
+        """
+        wallet = await self.find(tenant_id, name_or_id)
+        row = await self._database.fetch_one(
+            _SQL["pause"], {"tenant_id": tenant_id, "id": wallet.id, "reason": reason}
+        )
+        return wallet if row is None else _wallet(row)
+
+    async def resume(self, tenant_id: UUID, name_or_id: str) -> Wallet:
+        """
+        Raises:
+            WalletNotFound: the tenant has no such wallet.
+        """
+        wallet = await self.find(tenant_id, name_or_id)
+        row = await self._database.fetch_one(_SQL["resume"], {"tenant_id": tenant_id, "id": wallet.id})
+        return wallet if row is None else _wallet(row)
+
     async def get(self, tenant_id: UUID, id: UUID) -> Wallet:
-        """By id; asks the database once only.
+        """By id; asks the database once only, so its pause may be out of date.
 
         Raises:
             WalletNotFound: the tenant has no such wallet.
@@ -143,11 +180,22 @@ class Wallets:
             public_key=wallet.public_key.hex(),
             gas=gas,
             created_at=wallet.created_at,
+            paused=None
+            if wallet.pause_reason is None or wallet.paused_at is None
+            else Pause(wallet.pause_reason, wallet.paused_at),
         )
 
 
 def _wallet(row: TupleRow) -> Wallet:
-    tenant_id, id, name, public_key, script_hash, sealed_key, created_at = row
+    tenant_id, id, name, public_key, script_hash, sealed_key, created_at, pause_reason, paused_at = row
     return Wallet(
-        tenant_id, id, name, bytes(public_key), Hash160(bytes(script_hash)), bytes(sealed_key), created_at
+        tenant_id,
+        id,
+        name,
+        bytes(public_key),
+        Hash160(bytes(script_hash)),
+        bytes(sealed_key),
+        created_at,
+        pause_reason,
+        paused_at,
     )

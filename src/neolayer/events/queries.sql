@@ -1,0 +1,30 @@
+-- name: now
+-- Below this nothing can appear any more.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text
+
+-- name: horizon
+SELECT written::text FROM outbox_horizon
+
+-- name: of_tenant
+SELECT written::text, sequence, tenant_id, kind, subject, number, data, at FROM outbox
+WHERE tenant_id = %(tenant_id)s AND (written, sequence) > (%(after)s::text::xid8, %(sequence)s)
+  AND written < %(until)s::text::xid8
+ORDER BY written, sequence LIMIT %(limit)s
+
+-- name: of_tenants
+SELECT written::text, sequence, tenant_id, kind, subject, number, data, at FROM outbox
+WHERE tenant_id = ANY(%(tenants)s) AND (written, sequence) > (%(after)s::text::xid8, %(sequence)s)
+  AND written < %(until)s::text::xid8
+ORDER BY written, sequence LIMIT %(limit)s
+
+-- name: prune
+WITH gone AS (
+    DELETE FROM outbox WHERE (written, sequence) IN (
+        SELECT written, sequence FROM outbox WHERE at < now() - make_interval(hours => %(hours)s)
+        ORDER BY at LIMIT %(limit)s)
+    RETURNING written
+), moved AS (
+    UPDATE outbox_horizon SET written = greatest(written, (SELECT max(written) FROM gone))
+    WHERE EXISTS (SELECT FROM gone)
+)
+SELECT count(*) FROM gone

@@ -1,0 +1,134 @@
+"""The durable queue of intents: leased many at a time, given back, refused, woken when they are due.
+
+A worker owns what it leased as long as it renews the lease; when it dies, others take it up once the lease ends.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from neolayer.chain.market import Speed
+from neolayer.core.ids import uuid7
+from neolayer.db.pool import Database
+from neolayer.db.sql import load_queries
+from neolayer.transactions.grouping import Traffic
+from neolayer.transactions.model import HEAD_START_S
+
+_SQL: Final = load_queries("neolayer.transactions")
+#: Recent blocks from which traffic is judged.
+RECENT_BLOCKS: Final = 8
+
+type Cause = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A queued transaction, leased."""
+
+    tenant_id: UUID
+    id: UUID
+    wallet_id: UUID
+    tries: int
+    script: bytes
+    call_count: int
+    valid_for_blocks: int
+    max_fee: int | None
+    #: Magic of the network it was accepted for; None when no node could be asked then.
+    network: int | None
+    #: Never shares an on-chain transaction.
+    alone: bool
+    speed: Speed
+
+    @property
+    def groupable(self) -> bool:
+        """Several calls of one intent must all be undone when one fails, which a group's script cannot do."""
+        return not self.alone and self.call_count == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one lease holds."""
+
+    lease: UUID
+    intents: list[Intent]
+
+
+class Queue:
+    def __init__(self, database: Database, *, lease_s: float) -> None:
+        self._database = database
+        self._lease_s = lease_s
+
+    async def lease(self, limit: int) -> Batch:
+        """Up to ``limit`` intents that are due, tenants in turn, in the order of their ranks."""
+        lease = uuid7()
+        params = {
+            "lease": lease,
+            "lease_s": self._lease_s,
+            "limit": limit,
+            "longest_start_s": max(HEAD_START_S.values()),
+        }
+        async with self._database.transaction() as connection:
+            await connection.execute(_SQL["lock_queue"])
+            rows = await (await connection.execute(_SQL["lease"], params)).fetchall()
+        rows.sort(key=lambda row: (row[0], row[2], row[-1]))
+        return Batch(
+            lease,
+            [
+                Intent(tenant, id, wallet, tries, bytes(script), calls, blocks, max_fee, network, alone, speed)
+                for tenant, id, wallet, tries, script, calls, blocks, max_fee, network, alone, speed, _ in rows
+            ],
+        )
+
+    async def renew(self, leases: Iterable[UUID]) -> None:
+        """Of intents and of signed attempts."""
+        await self._database.execute(_SQL["renew"], {"leases": list(leases), "lease_s": self._lease_s})
+
+    async def postpone(self, lease: UUID, intents: Sequence[tuple[Intent, float, Cause | None]]) -> None:
+        """Give intents back, not to be leased again for so many seconds; the cause shows why they wait."""
+        if intents:
+            params = {
+                "lease": lease,
+                "tenants": [intent.tenant_id for intent, _, _ in intents],
+                "ids": [intent.id for intent, _, _ in intents],
+                "delays": [delay for _, delay, _ in intents],
+                "causes": [cause_json(cause) for _, _, cause in intents],
+            }
+            await self._database.execute(_SQL["postpone"], params)
+
+    async def reject(self, lease: UUID, intents: Sequence[tuple[Intent, Cause]]) -> None:
+        """End intents of which nothing was ever sent."""
+        if intents:
+            params = {
+                "lease": lease,
+                "tenants": [intent.tenant_id for intent, _ in intents],
+                "ids": [intent.id for intent, _ in intents],
+                "causes": [cause_json(cause) for _, cause in intents],
+            }
+            await self._database.execute(_SQL["reject"], params)
+
+    async def wake(self, height: int | None) -> None:
+        """Let go what is due: leases of workers that died, intents whose block or whose turn has come.
+
+        Args:
+            height: of the chain; None while it is not known.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(_SQL["lock_queue"])
+            await connection.execute(_SQL["reclaim"])
+            if height is not None:
+                await connection.execute(_SQL["release_scheduled"], {"height": height})
+                await connection.execute(_SQL["release_fifo"], {"height": height})
+
+    async def traffic(self, network: int, *, block_capacity: int, pooled: int) -> Traffic:
+        params = {"network": network, "blocks": RECENT_BLOCKS}
+        row = await self._database.fetch_one(_SQL["traffic"], params)
+        assert row is not None
+        queued, in_flight, per_block, ours_per_block, waited = row
+        return Traffic(queued, in_flight, pooled, block_capacity, per_block, ours_per_block, waited)
+
+
+def cause_json(cause: Cause | None) -> str | None:
+    return None if cause is None else msgspec.json.encode(cause).decode()
