@@ -135,7 +135,8 @@ async def test_transfers_that_exceed_the_balance_together_cost_no_fees_for_nothi
 
 async def test_a_paused_wallet_and_tenant_refuse_with_the_reason_until_resumed(system: System) -> None:
     await system.post("/wallets", {"name": "held"}, status=201)
-    await system.transfer("default", (await system.get("/wallets/held"))["address"], 10**8)
+    funding = await system.transfer("default", (await system.get("/wallets/held"))["address"], 10**8)
+    await system.settled(funding["id"])
     paused = await system.post("/wallets/held/pause", {"reason": "key under review"})
     assert paused["paused"]["reason"] == "key under review"
     problem = await system.transfer("held", RECEIVER, 1, status=409)
