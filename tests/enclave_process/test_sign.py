@@ -154,7 +154,7 @@ async def test_many_signatures_come_in_order_and_all_or_none(host: Host, wallet:
     assert signed.public_key == wallet.public_key
     for data, signature in zip(many, signed.signatures, strict=True):
         message = struct.pack("<I", MAGIC) + hashlib.sha256(data).digest()
-        verify(wallet, Signature(signature, signed.public_key), message)
+        verify(wallet, signature, message)
     stranger = await host.ask(CreateKey("alice", "wallet-2"), WalletKey)
     foreign = build(verification.Signer(account(stranger), verification.WitnessScope.CALLED_BY_ENTRY))
     with pytest.raises(Refusal, match="not_a_signer"):
