@@ -119,7 +119,8 @@ async def test_what_no_block_takes_expires_after_its_last_block_and_not_before(
         async with running(room.pipeline().run, room.monitor.run):
             await until(expired)
         done = await room.show(view)
-        cursor = room.monitor.follower.cursor
+        # Stored together with the state; the follower itself knows a moment later.
+        cursor = await room.monitor.load_cursor()
         assert done.valid_until_block is not None
         assert cursor is not None
         assert cursor.index >= done.valid_until_block
