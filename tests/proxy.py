@@ -1,7 +1,9 @@
 """A proxy before a Neo node that stages faults. It speaks JSON-RPC over HTTP, no WebSocket."""
 
 import asyncio
+import json
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -37,6 +39,8 @@ class NodeProxy:
         self.held = 0
         self.dropped = 0
         self.swallowed = 0
+        #: Transactions (Base64) that the node took and whose sender was not told.
+        self.taken_unheard: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
 
@@ -74,8 +78,16 @@ class NodeProxy:
             content = await answer.read()
         if self.drop_answer(method):
             self.dropped += 1
+            self._note_unheard(body, json.loads(content))
             _cut(request)
         return web.Response(body=content, content_type="application/json")
+
+    def _note_unheard(self, request: Any, answer: Any) -> None:
+        many, answers = (request, answer) if isinstance(request, list) else ([request], [answer])
+        taken = {one["id"] for one in answers if "result" in one}
+        self.taken_unheard |= {
+            one["params"][0] for one in many if one["method"] == "sendrawtransaction" and one["id"] in taken
+        }
 
 
 def _cut(request: web.Request) -> None:
