@@ -32,6 +32,9 @@ bench-functions: setup ## measure functions: against workerd, cold starts, many 
 	@.venv/bin/python -m perf.crowd --write docs/performance/crowd.md
 	@.venv/bin/python -m perf.canaries
 
+bench-transactions: setup ## measure transactions: a full queue, grouping, following, neo-mamba; 25 minutes; ARGS='--only b'
+	@.venv/bin/python -m perf.transactions --write docs/performance/transactions.md $(ARGS)
+
 proof-crash: setup ## 1,000 transfers, 50 kills, 200 lost answers: each effect once; ARGS='--seed 1' replays
 	@.venv/bin/python -m perf.crash $(ARGS)
 

@@ -166,8 +166,6 @@ async def run(system: System, proxy: NodeProxy, addresses: dict[str, str], optio
         async with asyncio.timeout(options.minutes * 60):
             await working
             asked_s = time.monotonic() - began
-            # What is still waiting is worked on while workers are killed, too, but not for ever.
-            await asyncio.sleep(5)
     finally:
         for task in (killing, telling):
             task.cancel()

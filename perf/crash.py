@@ -216,9 +216,8 @@ async def judge(system: System, findings: Findings, asked: list[Asked], first_bl
                 f"{one.id} is {view['state']} in block {view['block']} by {view['txid']};"
                 f" the chain has it in block {effects[0].block} by {effects[0].txid}"
             )
-    findings.violations += [
-        f"{len(effects)} effects that nobody asked for: {key}" for key, effects in happened.items()
-    ]
+    for (receiver, amount), effects in happened.items():
+        findings.violations.append(f"{len(effects)} effects that nobody asked for: {amount} to {receiver}")
 
 
 async def unheard(system: System, proxy: NodeProxy, node: Node, *, count: int) -> Findings:

@@ -66,7 +66,12 @@ class Workers:
         """Returns when it works."""
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "neolayer", "worker"),
-            env=self._system.environ_of_parts | {HOME_MARK: str(self._system.home)},
+            env=self._system.environ_of_parts
+            | {
+                # What `rpc_url` says is for counting, past the proxy.
+                "NEOLAYER_RPC_URLS": self._system.environ["NEOLAYER_RPC_URLS"],
+                HOME_MARK: str(self._system.home),
+            },
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
