@@ -88,6 +88,7 @@ class Client:
             sender,
             self._addresses[receiver],
             amount,
+            sender=self._addresses[sender],
             group=group,
             valid_for_blocks=2000,
             idempotency_key=f"{self._run}-{self._number}-{number}",

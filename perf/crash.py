@@ -116,7 +116,7 @@ async def killed(
     chance = random.Random(seed)  # noqa: S311 - replayable
     # Names and receivers of this run only: the same seed may be used twice on one system.
     run = secrets.token_hex(3)
-    wallets = list(await funded_wallets(system, node, [f"w{run}{n}" for n in range(WALLETS)], FUNDS))
+    wallets = await funded_wallets(system, node, [f"w{run}{n}" for n in range(WALLETS)], FUNDS)
     receivers = [address_of(Hash160(secrets.token_bytes(20))) for _ in range(RECEIVERS)]
     first_block = await system.rpc("getblockcount")
     limit = asyncio.Semaphore(AT_ONCE)
@@ -124,7 +124,12 @@ async def killed(
 
     async def ask(number: int, wallet: str, receiver: str, group: str, times: int) -> None:
         amount = FIRST_AMOUNT + number
-        settings = {"group": group, "valid_for_blocks": 2000, "idempotency_key": f"{run}-{number}"}
+        settings = {
+            "sender": wallets[wallet],
+            "group": group,
+            "valid_for_blocks": 2000,
+            "idempotency_key": f"{run}-{number}",
+        }
         async with limit:
             views = await asyncio.gather(
                 *(system.transfer(wallet, receiver, amount, status=None, **settings) for _ in range(times))
@@ -138,7 +143,7 @@ async def killed(
             asyncio.create_task(
                 ask(
                     number,
-                    chance.choice(wallets),
+                    chance.choice(list(wallets)),
                     chance.choice(receivers),
                     chance.choice(("auto", "never")),
                     # Now and then a client repeats itself.

@@ -72,7 +72,9 @@ async def intake(bench: Bench) -> list[str]:
     async def one(number: int) -> str | None:
         began = time.perf_counter()
         try:
-            view = await stand.system.transfer("default", RECEIVER, 1 + number, valid_for_blocks=1000)
+            view = await stand.system.transfer(
+                "default", RECEIVER, 1 + number, sender=stand.wallet["address"], valid_for_blocks=1000
+            )
         except AssertionError as error:
             answers[str(error)[:80]] += 1
             return None
