@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 
 import pytest
 
@@ -109,6 +110,33 @@ async def test_a_worker_killed_in_the_middle_of_a_batch(system_behind_proxy: tup
     await system.eventually(lambda: len(seen) >= 2)
     system.kill("worker")
     proxy.hold = nothing
+    views = [await system.settled(view["id"]) for view in accepted]
+    assert {view["state"] for view in views} == {"confirmed"}
+    assert await effects(system, first_block, amounts) == sorted(amounts)
+
+
+async def test_two_worker_processes_on_one_queue_and_one_of_them_killed(
+    system_behind_proxy: tuple[System, NodeProxy],
+) -> None:
+    system, _ = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    amounts = set(range(5000, 5200))
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "neolayer", "worker"),
+        env=system.environ_of_parts,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert second.stdout is not None
+    assert b"ready" in await second.stdout.readline()
+    accepted = []
+    for amount in sorted(amounts):
+        accepted.append(
+            await system.transfer("default", RECEIVER, amount, group="auto" if amount % 3 else "never")
+        )
+        if amount == 5120:
+            second.kill()
+    await second.wait()
     views = [await system.settled(view["id"]) for view in accepted]
     assert {view["state"] for view in views} == {"confirmed"}
     assert await effects(system, first_block, amounts) == sorted(amounts)

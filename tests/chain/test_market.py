@@ -97,3 +97,18 @@ async def test_a_tier_below_the_price_changes_nothing(rpc: RpcClient) -> None:
     assert (
         policy.network_fee(transaction, [key.verification], rate=plain // size + 1) == (plain // size + 1) * size
     )
+
+
+async def test_a_block_is_full_by_its_bytes_too(new_node: NewNode) -> None:
+    node = await new_node(block_ms=1000)
+    key = Key()
+    await node.devnet.wait(node.rpc, await node.devnet.fund(node.rpc, key.account, 100 * 10**8))
+    bulky = b"\x21" * 60_000  # NOP
+    made = [await build(node.rpc, key, bulky, network_fee=70_000_000 + n) for n in range(4)]
+    signed = [key.sign(transaction, node.devnet.network) for transaction in made]
+    await node.next_block()
+    for raw in signed:
+        assert (await node.rpc.send_raw_transaction(raw)).kind == "accepted"
+    await node.devnet.wait(node.rpc, made[0].hash)
+    height = await node.rpc.block_count() - 1
+    assert await FeeMarket(node.rpc).rate("standard", height) == made[1].network_fee // len(signed[1])

@@ -14,7 +14,14 @@ from neo3.core import serialization, types
 from neo3.core.utils import to_script_hash
 from neo3.network.payloads import transaction, verification
 
-from neolayer_enclave.protocol import CreateKey, Signature, SignTransaction, WalletKey
+from neolayer_enclave.protocol import (
+    CreateKey,
+    Signature,
+    Signatures,
+    SignTransaction,
+    SignTransactions,
+    WalletKey,
+)
 from tests.enclave_process.host import Host, Refusal
 
 MAGIC = 0x334F454E
@@ -133,3 +140,24 @@ async def test_a_sealed_key_serves_its_own_wallet_only(host: Host, wallet: Walle
         with pytest.raises(Refusal) as refusal:
             await host.ask(SignTransaction(tenant, name, wallet.sealed, MAGIC, data), Signature)
         assert refusal.value.code == "seal_invalid"
+
+
+async def test_many_signatures_come_in_order_and_all_or_none(host: Host, wallet: WalletKey) -> None:
+    signer = verification.Signer(account(wallet), verification.WitnessScope.CALLED_BY_ENTRY)
+    many = []
+    for nonce in range(5):
+        one = build(signer)
+        one.nonce = nonce
+        many.append(unsigned(one))
+    request = SignTransactions("alice", "wallet-1", wallet.sealed, MAGIC, many)
+    signed = await host.ask(request, Signatures)
+    assert signed.public_key == wallet.public_key
+    for data, signature in zip(many, signed.signatures, strict=True):
+        message = struct.pack("<I", MAGIC) + hashlib.sha256(data).digest()
+        verify(wallet, signature, message)
+    stranger = await host.ask(CreateKey("alice", "wallet-2"), WalletKey)
+    foreign = build(verification.Signer(account(stranger), verification.WitnessScope.CALLED_BY_ENTRY))
+    with pytest.raises(Refusal, match="not_a_signer"):
+        await host.ask(
+            SignTransactions("alice", "wallet-1", wallet.sealed, MAGIC, [*many, unsigned(foreign)]), Signatures
+        )

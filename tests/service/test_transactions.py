@@ -1,6 +1,8 @@
 """Transactions through the API, checked at the node by raw JSON-RPC."""
 
 import asyncio
+import json
+import sys
 
 from tests.system import RECEIVER, System, new_receiver
 
@@ -151,3 +153,66 @@ async def test_transfers_that_exceed_the_balance_together_cost_no_fees_for_nothi
     spent = 2 * 10**8 - await system.gas_of(wallet["address"])
     fees = round((float(confirmed["system_fee"]) + float(confirmed["network_fee"])) * 10**8)
     assert spent == int(confirmed["calls"][0]["args"][2]["value"]) + fees
+
+
+async def test_a_paused_wallet_and_tenant_refuse_with_the_reason_until_resumed(system: System) -> None:
+    await system.post("/wallets", {"name": "held"}, status=201)
+    funding = await system.transfer("default", (await system.get("/wallets/held"))["address"], 10**8)
+    await system.settled(funding["id"])
+    paused = await system.post("/wallets/held/pause", {"reason": "key under review"})
+    assert paused["paused"]["reason"] == "key under review"
+    problem = await system.transfer("held", RECEIVER, 1, status=409)
+    assert problem["code"] == "wallet_paused"
+    assert "key under review" in problem["detail"]
+    assert (await system.post("/wallets/held/resume", None))["paused"] is None
+    assert (await system.transfer("held", RECEIVER, 1, status=None))["state"] == "queued"
+    assert (await system.post("/wallets/nobody/pause", {"reason": "x"}, status=404))["code"] == "wallet_not_found"
+    assert (await system.post("/wallets/held/pause", {"reason": ""}, status=422))["code"] == "invalid_request"
+
+    await operate(system, "tenants", "pause", "default", "--reason", "unpaid")
+    problem = await system.transfer("default", RECEIVER, 1, status=409)
+    assert (problem["code"], "unpaid" in problem["detail"]) == ("tenant_paused", True)
+    await operate(system, "tenants", "resume", "default")
+    accepted = await system.transfer("default", RECEIVER, 1)
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
+
+
+async def test_the_pool_of_workers_is_scaled_from_the_command_line(system: System) -> None:
+    await operate(system, "workers", "scale", "0")
+    accepted = await system.transfer("default", RECEIVER, 1)
+    await asyncio.sleep(2)
+    assert (await system.get(f"/transactions/{accepted['id']}"))["state"] == "queued"
+    await operate(system, "workers", "scale", "3")
+    assert (await system.settled(accepted["id"]))["state"] == "confirmed"
+    assert json.loads(await operate(system, "workers", "show", "--json")) == {"transactions": 3}
+
+
+async def operate(system: System, *words: str) -> str:
+    """The operator's command line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "neolayer", *words), env=system.environ, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out
+    return out.decode()
+
+
+async def test_queue_members_are_shown_and_bad_ones_are_refused(system: System) -> None:
+    later = "2030-01-01T00:00:00Z"
+    view = await system.transfer(
+        "default", RECEIVER, 1, group="never", fifo_key="orders", not_before=later, priority="low"
+    )
+    shown = await system.get(f"/transactions/{view['id']}")
+    assert (shown["group"], shown["fifo_key"], shown["priority"]) == ("never", "orders", "low")
+    assert shown["not_before"].startswith("2030-01-01T00:00:00")
+    assert shown["state"] == "queued"
+    for settings in (
+        {"group": "always"},
+        {"fifo_key": ""},
+        {"not_before": "tomorrow"},
+        {"not_before": "2030-01-01T00:00:00"},
+        {"not_before_block": -1},
+        {"on_expiry": "retry"},
+    ):
+        problem = await system.transfer("default", RECEIVER, 1, status=422, **settings)
+        assert problem["code"] == "invalid_request"

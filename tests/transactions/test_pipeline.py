@@ -127,6 +127,32 @@ async def test_what_no_block_takes_expires_after_its_last_block_and_not_before(
         assert proxy.swallowed > 1  # it was tried again meanwhile
 
 
+async def test_what_expired_is_signed_anew_when_that_was_asked_for(
+    node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy
+) -> None:
+    proxy.swallow = sending
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        to = stranger()
+        view = await room.submit(to, 6, valid_for_blocks=6, on_expiry="rebuild")
+
+        async def rebuilt() -> bool:
+            return (await room.states(view))[:4] == ["queued", "signed", "sent", "queued"]
+
+        async def confirmed() -> bool:
+            return (await room.show(view)).state == "confirmed"
+
+        async with running(room.pipeline().run, room.monitor.run):
+            await until(rebuilt)
+            proxy.swallow = nothing
+            await until(confirmed)
+        assert await node.rpc.balance_of(GAS, to) == 6
+        states = await room.parts.database.fetch(
+            b"SELECT state, count(*) FROM transaction_attempts GROUP BY state ORDER BY state"
+        )
+        assert ("included", 1) in states
+        assert {state for state, _ in states} == {"expired", "included"}
+
+
 async def test_a_sent_transaction_that_the_node_forgot_is_sent_again_byte_for_byte(
     node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy
 ) -> None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from neolayer.chain.scripts import GAS
 from neolayer.core.types import Hash160, Hash256, gas_parse
@@ -345,3 +346,57 @@ async def test_a_replacement_that_the_node_refuses_lets_the_transaction_go_on(
             assert await slow.rpc.balance_of(GAS, to) == 0
     finally:
         await refusing.close()
+
+
+class HoldingNode(RefusingNode):
+    """Keeps the first sending until it is let go, and refuses it then; keeps those after it until they are."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.kept, self.let_go, self.let_others_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        method = body[0]["method"] if isinstance(body, list) else body["method"]
+        self.refusing = False
+        if method == "sendrawtransaction":
+            if self.kept.is_set():
+                await self.let_others_go.wait()
+            else:
+                self.kept.set()
+                await self.let_go.wait()
+                self.refusing = True
+        return await super()._forward(request)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_the_node_refuses_while_its_replacement_waits_is_the_replacements(
+    slow: Node, enclave: Process, database_url: str, valkey_url: str, count: int
+) -> None:
+    """Alone it would be rejected by now, and in a group go back into the queue and be signed a second time."""
+    node = HoldingNode(slow.devnet.rpc_url)
+    await node.start()
+    try:
+        async with room_on(slow, enclave, database_url, valkey_url, node.url) as room:
+            to = stranger()
+            views = [await room.submit(to, 5) for _ in range(count)]
+            async with working(room, transaction_workers=2):
+                await node.kept.wait()
+                await speed_up(room, views[0])
+                node.let_go.set()
+
+                async def refused() -> bool:
+                    return (await attempts(room, views[0]))[0].state == "refused"
+
+                await until(refused, timeout_s=5)
+                assert {(await room.show(view)).state for view in views} == {"signed"}
+                node.let_others_go.set()
+                done = [await reaches(room, view, "confirmed") for view in views]
+            first, second = await attempts(room, views[-1])
+            assert (first.state, second.state) == ("refused", "included")
+            assert {view.txid for view in done} == {second.txid}
+            assert await slow.rpc.balance_of(GAS, to) == 5 * count
+    finally:
+        node.let_go.set()
+        node.let_others_go.set()
+        await node.close()

@@ -5,8 +5,11 @@ import asyncio
 import contextlib
 import os
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from neolayer.chain.scripts import GAS
@@ -170,3 +173,71 @@ async def test_what_is_to_be_cancelled_is_never_rebuilt(
         made = await parts.transactions.attempts(room.tenant_id, view.id)
         assert [one.state for one in made] == ["expired", "expired"]
         assert await node.rpc.balance_of(GAS, account) == 0
+
+
+@asynccontextmanager
+async def being_stored(room: Room, view: TransactionView) -> AsyncIterator[asyncio.Future[None]]:
+    """A speed-up whose database transaction has locked the attempts and stored the new one, and cannot end before
+    the block does."""
+    key = {"tenant": room.tenant_id, "id": view.id}
+    async with await psycopg.AsyncConnection.connect(room.parts.database.url) as connection:
+        await connection.execute(
+            b"SELECT FROM transactions WHERE tenant_id = %(tenant)s AND id = %(id)s FOR UPDATE", key
+        )
+        replacing = room.parts.replacements.speed_up(room.tenant_id, view.id, "fast", None)
+        task = asyncio.ensure_future(replacing)
+
+        async def waits() -> bool:
+            rows = await room.parts.database.fetch(
+                b"SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                b" AND query LIKE '%cancel_requested_at%'"
+            )
+            return bool(rows)
+
+        await until(waits)
+        yield task
+        await connection.rollback()
+    await task
+
+
+async def test_a_speed_up_that_is_stored_while_its_victim_expires_keeps_the_transaction_alive(
+    node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy
+) -> None:
+    proxy.swallow = sending
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        account = Hash160(os.urandom(20))
+        view = await room.submit(account, 3, valid_for_blocks=20)
+        async with running(room.parts.notices.run, room.monitor.run, room.pipeline().run):
+            first = (await reaches(room, view, "sent")).valid_until_block
+            assert first is not None
+            await node.reach(first - 5)
+            async with being_stored(room, view):
+                await node.reach(first + 2)
+                await asyncio.sleep(0.5)  # the follower waits for the attempt now
+            proxy.swallow = nothing
+            await reaches(room, view, "confirmed")
+        assert "expired" not in await room.states(view)
+        made = await room.parts.transactions.attempts(room.tenant_id, view.id)
+        assert [one.state for one in made] == ["expired", "included"]
+        assert await node.rpc.balance_of(GAS, account) == 3
+
+
+async def test_a_speed_up_that_is_stored_while_its_victim_is_included_is_given_up(
+    node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy
+) -> None:
+    proxy.swallow = sending
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        account = Hash160(os.urandom(20))
+        view = await room.submit(account, 3)
+        async with running(room.parts.notices.run, room.monitor.run, room.pipeline().run):
+            await reaches(room, view, "sent")
+            row = await room.parts.database.fetch_one(b"SELECT raw FROM transaction_attempts")
+            assert row is not None
+            async with being_stored(room, view):
+                await node.rpc.send_raw_transaction(bytes(row[0]))
+                await node.reach(await node.rpc.block_count() + 1)
+                await asyncio.sleep(0.5)  # the follower waits for the attempt now
+            await reaches(room, view, "confirmed")
+        made = await room.parts.transactions.attempts(room.tenant_id, view.id)
+        assert [one.state for one in made] == ["included", "replaced"]
+        assert await node.rpc.balance_of(GAS, account) == 3

@@ -4,6 +4,12 @@ INSERT INTO tenants (id, name) VALUES (%(id)s, %(name)s) ON CONFLICT (name) DO N
 -- name: tenant_by_name
 SELECT id FROM tenants WHERE name = %(name)s
 
+-- name: pause_tenant
+UPDATE tenants SET pause_reason = %(reason)s, paused_at = coalesce(paused_at, now()) WHERE name = %(name)s RETURNING id
+
+-- name: resume_tenant
+UPDATE tenants SET pause_reason = NULL, paused_at = NULL WHERE name = %(name)s RETURNING id
+
 -- name: insert_key
 INSERT INTO api_keys (tenant_id, id, name, hash, prefix)
 VALUES (%(tenant_id)s, %(id)s, %(name)s, %(hash)s, %(prefix)s)

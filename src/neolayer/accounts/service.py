@@ -15,6 +15,7 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
+from psycopg.rows import TupleRow
 
 from neolayer.accounts.throttle import FailureThrottle
 from neolayer.core.errors import NotFound, ServiceError, Unauthenticated
@@ -38,6 +39,12 @@ class KeyNotFound(NotFound):
     """No such API key."""
 
     code = "key_not_found"
+
+
+class TenantNotFound(NotFound):
+    """No such tenant."""
+
+    code = "tenant_not_found"
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -170,6 +177,29 @@ async def ensure_tenant(database: Database, name: str) -> UUID:
     row = await database.fetch_one(_SQL["insert_tenant"], {"id": uuid7(), "name": name})
     row = row or await database.fetch_one(_SQL["tenant_by_name"], {"name": name})
     assert row is not None
+    return UUID(str(row[0]))
+
+
+async def pause_tenant(database: Database, name: str, reason: str) -> UUID:
+    """Sign no transactions for it, and accept none, until `resume_tenant`.
+
+    Raises:
+        TenantNotFound: there is none of that name.
+    """
+    return _found(name, await database.fetch_one(_SQL["pause_tenant"], {"name": name, "reason": reason}))
+
+
+async def resume_tenant(database: Database, name: str) -> UUID:
+    """
+    Raises:
+        TenantNotFound: there is none of that name.
+    """
+    return _found(name, await database.fetch_one(_SQL["resume_tenant"], {"name": name}))
+
+
+def _found(name: str, row: TupleRow | None) -> UUID:
+    if row is None:
+        raise TenantNotFound(f"no tenant {name!r}")
     return UUID(str(row[0]))
 
 

@@ -40,6 +40,10 @@ class FeePolicy:
     #: Datoshi for an attribute, by its type; those not named are free.
     attribute_fees: Mapping[int, int] = field(default_factory=dict)
 
+    def execution_fee(self, units: int) -> int:
+        """Datoshi for so many units of execution, rounded up."""
+        return -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+
     def network_fee(
         self, transaction: UnsignedTransaction, verification_scripts: Sequence[bytes], *, rate: int = 0
     ) -> int:
@@ -60,7 +64,7 @@ class FeePolicy:
             invocation_bytes, units = _witness_price(script)
             size += len(var_int(invocation_bytes)) + invocation_bytes + len(var_int(len(script))) + len(script)
             # Each witness is rounded up for itself, as `calculatenetworkfee` does.
-            verification += -(-units * self.exec_fee_pico_factor // PICO_PER_DATOSHI)
+            verification += self.execution_fee(units)
         return max(size * self.fee_per_byte + self._attributes_fee(transaction) + verification, size * rate)
 
     def _attributes_fee(self, transaction: UnsignedTransaction) -> int:

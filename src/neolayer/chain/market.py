@@ -17,8 +17,10 @@ Speed = Literal["economy", "standard", "fast", "urgent"]
 QUANTILES: Final[Mapping[Speed, float]] = {"standard": 0.5, "fast": 0.75, "urgent": 0.95}
 #: Blocks that are looked at.
 WINDOW: Final = 10
-#: A block with this share of the transactions that fit is full.
+#: A block with this share of the transactions or bytes that fit is full.
 FULL: Final = 0.9
+#: neo-go's default of `MaxBlockSize`; nodes do not tell theirs.
+BLOCK_BYTES: Final = 262_144
 
 
 class FeeMarket:
@@ -61,7 +63,8 @@ class FeeMarket:
                 if reply.node_code != UNKNOWN_HEIGHT:
                     raise reply
                 continue
-            self._blocks[index] = _rates(reply["tx"]) if len(reply["tx"]) >= FULL * fits else []
+            full = len(reply["tx"]) >= FULL * fits or reply["size"] >= FULL * BLOCK_BYTES
+            self._blocks[index] = _rates(reply["tx"]) if full else []
         self._blocks = {index: rates for index, rates in self._blocks.items() if index >= first}
         paid = sorted(rate for rates in self._blocks.values() for rate in rates)
         self._rates = {speed: _quantile(paid, share) for speed, share in QUANTILES.items()} if paid else {}

@@ -34,6 +34,7 @@ app.command(
     help_epilogue="Example: neolayer doctor",
 )
 app.command("neolayer.cli.tenants:app", name="tenants", help="Tenants of this deployment (operator).")
+app.command("neolayer.cli.workers:app", name="workers", help="Worker processes of this deployment (operator).")
 app.command(
     "neolayer.cli.serve:api",
     name="api",

@@ -45,8 +45,42 @@ def show(wallet: str, /, *, connection: Connection = DEFAULT) -> None:
     _show(call(connection, "GET", f"/wallets/{wallet}"), connection)
 
 
+@app.command
+def pause(wallet: str, /, *, reason: str, connection: Connection = DEFAULT) -> None:
+    """Sign nothing with a wallet until it is resumed; what was sent goes its way.
+
+    Example: neolayer wallets pause payouts --reason "key under review"
+
+    Parameters
+    ----------
+    wallet
+        Its name or id.
+    reason
+        Shown to whoever uses it.
+    """
+    _show(call(connection, "POST", f"/wallets/{wallet}/pause", body={"reason": reason}), connection)
+
+
+@app.command
+def resume(wallet: str, /, *, connection: Connection = DEFAULT) -> None:
+    """End a wallet's pause.
+
+    Example: neolayer wallets resume payouts
+
+    Parameters
+    ----------
+    wallet
+        Its name or id.
+    """
+    _show(call(connection, "POST", f"/wallets/{wallet}/resume"), connection)
+
+
 def _show(wallet: dict[str, object], connection: Connection) -> None:
     if connection.json:
         print_json(wallet)
     else:
-        print_fields(wallet | {"gas": wallet["gas"] or "unknown: no node answers"})
+        paused = wallet.pop("paused")
+        shown = wallet | {"gas": wallet["gas"] or "unknown: no node answers"}
+        if isinstance(paused, dict):
+            shown["paused"] = f"{paused['reason']} (since {paused['since']})"
+        print_fields(shown)

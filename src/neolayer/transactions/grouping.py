@@ -30,6 +30,8 @@ _CAUGHT: Final = _PUSHF + _ENDTRY + b"\x02"
 #: Offsets of the short forms are signed bytes.
 _SHORT: Final = 127
 
+#: Price of a THROW (512, neo-go `fee/opcode.go`) and of what leads to it and catches it, in units of execution.
+THROW_UNITS: Final = 512 + 64
 #: Bytes that a group's script adds to a call at most, and has itself.
 OVERHEAD_BYTES: Final = 18
 END_BYTES: Final = len(_RET)

@@ -22,7 +22,7 @@ from neolayer.core.errors import ServiceError
 from neolayer.core.types import gas_text
 from neolayer.enclave import Enclave
 from neolayer.transactions.attempts import Attempt, Attempts, Rooms, Share, take
-from neolayer.transactions.grouping import joined, measured, metered, outcomes, packed, shares
+from neolayer.transactions.grouping import THROW_UNITS, joined, measured, metered, outcomes, packed, shares
 from neolayer.transactions.pricing import Pricing, gas_moved_away
 from neolayer.transactions.queue import Batch, Cause, Intent, Queue
 from neolayer.wallets.service import Wallet, Wallets
@@ -230,7 +230,9 @@ class Preparer:
         rate = max(work.rates[intent.speed] for intent in draft.intents)
         fee = work.policy.network_fee(unsigned, [verification_script(draft.wallet.public_key)], rate=rate)
         out = gas_moved_away(result.notifications, draft.wallet.script_hash)
-        return Priced(draft, script, result.gas_consumed, fee, out)
+        # Whatever a simulation did not see must not use up the gas of all: there is enough for each call to throw.
+        headroom = len(draft.intents) * work.policy.execution_fee(THROW_UNITS) if draft.grouped else 0
+        return Priced(draft, script, result.gas_consumed + headroom, fee, out)
 
     def _affordable(self, work: Work, priced: list[Priced]) -> list[Priced]:
         """Those that fit into their wallets beside what is on its way; the others wait."""
