@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import psutil
 from tests.proxy import NodeProxy, nothing
 from tests.system import System
 
@@ -85,8 +86,10 @@ class Workers:
         with suppress(ProcessLookupError):
             self._process.kill()
         for process in self._system.processes():
-            if "worker" in process.cmdline():
-                process.kill()
+            # One may have just ended by itself.
+            with suppress(psutil.Error):
+                if "worker" in process.cmdline():
+                    process.kill()
         await self._process.wait()
         self._process = None
 

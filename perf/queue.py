@@ -162,12 +162,15 @@ class Stand:
         Raises:
             AssertionError: something ended otherwise.
         """
-        while True:
-            states = dict(await self.database.fetch(b"SELECT state, count(*) FROM transactions GROUP BY 1"))
-            if not {"queued", "signed", "sent"} & states.keys():
-                break
+        unfinished: bytes = (
+            b"SELECT EXISTS (SELECT FROM transactions WHERE state = 'sent')"
+            b" OR EXISTS (SELECT FROM transactions WHERE state = 'signed')"
+            b" OR EXISTS (SELECT FROM transactions WHERE state = 'queued')"
+        )
+        while (row := await self.database.fetch_one(unfinished)) and row[0]:
             await asyncio.sleep(0.1)
-        assert set(states) <= {"confirmed"}, states
+        states = await self.database.fetch(b"SELECT DISTINCT state FROM transactions WHERE state <> 'confirmed'")
+        assert not states, states
 
     def _cpu(self) -> dict[str, float]:
         """Seconds of processor that each part has used."""
