@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check format lock clean bench-functions
+.PHONY: help setup up test check format lock clean bench-functions bench-transactions proof-crash proof-bank
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -32,6 +32,15 @@ bench-functions: setup ## measure functions: against workerd, cold starts, many 
 	@.venv/bin/python -m perf.cold --write docs/performance/cold.md
 	@.venv/bin/python -m perf.crowd --write docs/performance/crowd.md
 	@.venv/bin/python -m perf.canaries
+
+bench-transactions: setup ## measure transactions: a full queue, grouping, following, neo-mamba; 25 minutes; ARGS='--only b'
+	@.venv/bin/python -m perf.transactions --write docs/performance/transactions.md $(ARGS)
+
+proof-crash: setup ## 1,000 transfers, 50 kills, 200 lost answers: each effect once; ARGS='--seed 1' replays
+	@.venv/bin/python -m perf.crash $(ARGS)
+
+proof-bank: setup ## 10,000 transfers, cancels and kills: records agree with the chain; ARGS='--seed 1' replays
+	@.venv/bin/python -m perf.bank $(ARGS)
 
 clean: ## remove everything that was made here, the data in .neolayer/ included
 	@python3 scripts/setup clean

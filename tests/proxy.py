@@ -74,6 +74,8 @@ class NodeProxy:
         self.swallowed = 0
         #: Requests that came, by method.
         self.asked: Counter[str] = Counter()
+        #: Transactions (Base64) that the node took and whose sender was not told.
+        self.taken_unheard: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._open: set[web.WebSocketResponse] = set()
@@ -135,6 +137,7 @@ class NodeProxy:
             content = await answer.read()
         if self.drop_answer(method):
             self.dropped += 1
+            self._note_unheard(body, json.loads(content))
             _cut(request)
         if self.rewrite is not unchanged:
             return web.json_response(self._rewritten(body, await answer.json(content_type=None)))
@@ -183,6 +186,13 @@ class NodeProxy:
                 if not self.mute:
                     await near.send_str(self._rewritten_event(message.data))
         await near.close()
+
+    def _note_unheard(self, request: Any, answer: Any) -> None:
+        many, answers = (request, answer) if isinstance(request, list) else ([request], [answer])
+        taken = {one["id"] for one in answers if "result" in one}
+        self.taken_unheard |= {
+            one["params"][0] for one in many if one["method"] == "sendrawtransaction" and one["id"] in taken
+        }
 
 
 def _cut(request: web.Request) -> None:

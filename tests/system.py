@@ -212,12 +212,17 @@ class System:
         to: str,
         datoshi: int,
         *,
+        sender: str | None = None,
         idempotency_key: str | None = None,
         status: int | None = 202,
         **settings: Any,
     ) -> Any:
-        """A GAS transfer by the API."""
-        sender = (await self.get(f"/wallets/{wallet}"))["address"]
+        """A GAS transfer by the API.
+
+        Args:
+            sender: the wallet's address, for those who know it and measure.
+        """
+        sender = sender or (await self.get(f"/wallets/{wallet}"))["address"]
         call = {
             "contract": "GasToken",
             "method": "transfer",
