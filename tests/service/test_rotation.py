@@ -114,10 +114,20 @@ async def test_a_rotation_that_was_killed_is_finished_by_the_next(system: System
         await system.eventually(stuck)
         process.send_signal(signal.SIGKILL)
         await process.wait()
+        await blocker.rollback()
+
+        async def left_alone() -> bool:
+            # The statement that the killed process had sent goes on until it is done.
+            (others,) = await database.fetch_one(
+                b"SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
+                b" AND query ILIKE '%UPDATE secrets%'"
+            ) or (0,)
+            return bool(others == 0)
+
+        await system.eventually(left_alone)
         halfway = await epochs(database)
         assert len(halfway) == 2
         # Meanwhile a value is set, and another is damaged.
-        await blocker.rollback()
         await database.execute(
             b"UPDATE secrets SET ciphertext = '\\x0102' WHERE tenant_id = %(tenant)s AND name = 'S0999'",
             {"tenant": tenant},
