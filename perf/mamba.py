@@ -141,7 +141,8 @@ async def against_neo_mamba(bench: Bench) -> list[str]:
             sent = await ways[way]()
             found[way].append(sent)
             print(
-                f"{way}: {sent.per_second:.2f}/s, {sent.calls_each:.1f} calls, {dict(sent.failures)}", flush=True
+                f"{way}: {sent.per_second:.2f}/s, {sent.calls_each(idle):.1f} calls, {dict(sent.failures)}",
+                flush=True,
             )
     rows = []
     for way, sent in found.items():
