@@ -25,6 +25,8 @@ from perf.stats import median, ratio
 PATIENCE_S: Final = 120
 #: GAS.
 FUNDS: Final = 1_000
+#: How long it is counted what is asked when nothing is sent; seconds.
+IDLE_S: Final = 10
 #: Clients of the API under way at a time when as many as can be are wanted.
 CLIENTS: Final = 50
 
@@ -43,9 +45,9 @@ class Sent:
     def per_second(self) -> float:
         return (self.count - self.failures.total()) / self.seconds
 
-    @property
-    def calls_each(self) -> float:
-        return self.calls.total() / self.count
+    def calls_each(self, idle: float) -> float:
+        """Beyond so many a second that are asked when nothing is sent."""
+        return max(self.calls.total() - idle * self.seconds, 0) / self.count
 
 
 class Plain:
@@ -130,18 +132,22 @@ async def against_neo_mamba(bench: Bench) -> list[str]:
             stand, options.gather_count, at_once=True
         ),
     }
+    before = await bench.node.calls()
+    await asyncio.sleep(IDLE_S)
+    idle = (await bench.node.calls() - before).total() / IDLE_S
     found: dict[str, list[Sent]] = {way: [] for way in ways}
     for number in range(options.peer_rounds):
         for way in ways if number % 2 == 0 else reversed(ways):
             sent = await ways[way]()
             found[way].append(sent)
             print(
-                f"{way}: {sent.per_second:.2f}/s, {sent.calls_each:.1f} calls, {dict(sent.failures)}", flush=True
+                f"{way}: {sent.per_second:.2f}/s, {sent.calls_each(idle):.1f} calls, {dict(sent.failures)}",
+                flush=True,
             )
     rows = []
     for way, sent in found.items():
         rates = median([one.per_second for one in sent])
-        calls = statistics.mean(one.calls_each for one in sent)
+        calls = statistics.mean(one.calls_each(idle) for one in sent)
         failures = sum((one.failures for one in sent), collections.Counter[str]())
         words = ", ".join(f"{count} {name}" for name, count in failures.items()) or "none"
         rows.append(f"| {way} | {sent[0].count} | {rates.format()} | {calls:.1f} | {words} |")
@@ -155,6 +161,8 @@ async def against_neo_mamba(bench: Bench) -> list[str]:
         "From the wish for a transfer to knowing that it is in a block: `ChainFacade.invoke`, which prices, signs,"
         " sends and polls, in the process of the application; against requests to this service's API, which wait"
         f" for the state. {options.peer_rounds} rounds in turn on the same node.",
+        "",
+        f"RPC calls are those beyond the {idle:.0f} a second that are asked when nothing is sent.",
         "",
         "| way | transfers | confirmed a second | RPC calls each | failures |",
         "|---|---|---|---|---|",

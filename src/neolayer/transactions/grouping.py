@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from neolayer.chain.scripts import MAX_SCRIPT_BYTES
 from neolayer.core.text import storable
+from neolayer.transactions.constants import shared
 
 _PUSHT, _PUSHF, _DUP, _ASSERT, _RET = b"\x08", b"\x09", b"\x4a", b"\x39", b"\x40"
 _TRY, _TRY_L, _ENDTRY, _ENDTRY_L = b"\x3b", b"\x3c", b"\x3d", b"\x3e"
@@ -65,12 +66,14 @@ def isolated(script: bytes) -> bytes:
 
 def joined(scripts: Sequence[bytes]) -> bytes:
     """The script of a group. It ends in RET, as the last ENDTRY must have something to go to."""
-    return b"".join(map(isolated, scripts)) + _RET
+    head, rest = shared(scripts)
+    return head + b"".join(map(isolated, rest)) + _RET
 
 
 def metered(scripts: Sequence[bytes]) -> bytes:
     """The same for a simulation that measures each call: see `measured`."""
-    return _GAS_LEFT + _GAS_LEFT.join(map(isolated, scripts)) + _GAS_LEFT + _RET
+    head, rest = shared(scripts)
+    return head + _GAS_LEFT + _GAS_LEFT.join(map(isolated, rest)) + _GAS_LEFT + _RET
 
 
 def measured(stack: Sequence[Any]) -> list[int]:
