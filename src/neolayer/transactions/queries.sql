@@ -619,6 +619,7 @@ SELECT tenant_id, id, events, state, cause FROM changed
 -- name: speed_up_queued
 UPDATE transactions SET speed = %(speed)s, max_fee = coalesce(%(max_fee)s, max_fee), updated_at = now()
 WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
+RETURNING coalesce(counted_fee, 0)
 
 -- name: store_replacement
 -- Its lease has ended, so that the next worker who looks sends it.
