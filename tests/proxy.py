@@ -1,7 +1,7 @@
 """A proxy before a Neo node that stages faults. It speaks JSON-RPC over HTTP, and passes WebSockets on.
 
 Each fault is a rule over the method's name, so that a test can stage it for sends alone, say; a batch counts as
-its first method.
+its first method, except where single calls are answered or changed.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from aiohttp import web
 type Rule = Callable[[str], bool]
 #: Changes the result of one call: method and result → result. Events of blocks come as method ``block_added``.
 type Rewrite = Callable[[str, Any], Any]
+#: A call's method and parameters → the error that it is answered with, or None.
+type Objection = Callable[[str, list[Any]], dict[str, Any] | None]
 
 
 def nothing(_: str) -> bool:
@@ -34,6 +36,10 @@ def sending(method: str) -> bool:
 
 def reading(method: str) -> bool:
     return not sending(method)
+
+
+def no_objection(_: str, __: list[Any]) -> None:
+    return None
 
 
 def unchanged(_: str, result: Any) -> Any:
@@ -61,6 +67,8 @@ class NodeProxy:
         self.answer_instead: Rule = nothing
         #: Status, headers and body: an overloaded gateway (429, 503), garbage with status 200.
         self.answer: tuple[int, dict[str, str], bytes] = (429, {"Retry-After": "1"}, b"slow down")
+        #: Calls that are answered with an error and never reach the node, while others of their batch do.
+        self.objection: Objection = no_objection
         #: How long each request is kept before it goes on; seconds.
         self.delay_s = 0.0
         #: What becomes of results, in batches too.
@@ -107,6 +115,7 @@ class NodeProxy:
         """End all faults."""
         self.hold = self.drop_answer = self.swallow = self.refuse = self.answer_instead = nothing
         self.delay_s, self.rewrite, self.mute, self.websockets = 0.0, unchanged, False, True
+        self.objection = no_objection
 
     def cut_websockets(self) -> None:
         for websocket in self._open:
@@ -133,6 +142,8 @@ class NodeProxy:
             many = body if isinstance(body, list) else [body]
             answers = [{"jsonrpc": "2.0", "id": one["id"], "result": {}} for one in many]
             return web.json_response(answers if isinstance(body, list) else answers[0])
+        if self.objection is not no_objection:
+            return web.json_response(await self._objected(body))
         async with self._session.post(self.target, json=body) as answer:
             content = await answer.read()
         if self.drop_answer(method):
@@ -142,6 +153,17 @@ class NodeProxy:
         if self.rewrite is not unchanged:
             return web.json_response(self._rewritten(body, await answer.json(content_type=None)))
         return web.Response(body=content, content_type="application/json")
+
+    async def _objected(self, body: Any) -> Any:
+        assert self._session is not None
+        many, answers = body if isinstance(body, list) else [body], []
+        for one in many:
+            if error := self.objection(one["method"], one["params"]):
+                answers.append({"jsonrpc": "2.0", "id": one["id"], "error": error})
+            else:
+                async with self._session.post(self.target, json=one) as answer:
+                    answers.append(await answer.json(content_type=None))
+        return answers if isinstance(body, list) else answers[0]
 
     def _rewritten(self, body: Any, answer: Any) -> Any:
         methods = {part["id"]: part["method"] for part in (body if isinstance(body, list) else [body])}

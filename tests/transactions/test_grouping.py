@@ -186,6 +186,33 @@ async def test_a_call_that_fails_in_its_block_only_takes_nobody_along(
         assert sum(paid([*good, failed])) == spent
 
 
+async def test_calls_go_on_alone_when_the_replacement_of_their_group_faults(
+    node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy
+) -> None:
+    """The group itself never reaches a node; the speed-up of one of it is included and ends in ABORT."""
+    contract = await Switched.deploy(node, "FailsReplaced")
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        proxy.swallow = sending
+        receivers = [stranger() for _ in range(3)]
+        views = [await room.submit(to, 9) for to in receivers]
+        bad = await submit(room, contract.touch("key"))
+
+        async def sent() -> bool:
+            return all([(await room.show(view)).state == "sent" for view in [*views, bad]])
+
+        async with running(room.pipeline().run):
+            await until(sent)
+        await room.parts.replacements.speed_up(room.tenant_id, views[0].id, "fast", None)
+        await contract.set_mode(ABORT)
+        proxy.swallow = nothing
+        *good, failed = await settled(room, [*views, bad])
+        assert {view.state for view in good} == {"confirmed"}
+        assert [await node.rpc.balance_of(GAS, to) for to in receivers] == [9] * 3
+        assert failed.state == "rejected"
+        group, replacement, _ = await room.parts.transactions.attempts(room.tenant_id, views[0].id)
+        assert (group.state, replacement.state) == ("replaced", "included")
+
+
 async def test_a_transfer_that_finds_nothing_left_in_its_block_is_faulted_alone(room: Room, node: Node) -> None:
     """Both move the wallet's only NEO and simulate well; one block holds both."""
     await node.devnet.wait(

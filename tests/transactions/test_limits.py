@@ -137,10 +137,26 @@ async def test_a_replacement_counts_what_it_costs_more(room: Room) -> None:
     # The first fits into what was counted for it, later ones into what is left of the day.
     with pytest.raises(DailyCapReached):
         await speed_up_often(room, view, 8)
+    assert gas_parse((await room.show(view)).max_fee or "1") <= await counted(room)
     made = await room.parts.transactions.attempts(room.tenant_id, view.id)
     dearest = max(gas_parse(one.system_fee) + gas_parse(one.network_fee) for one in made)
     assert len(made) >= 2
     assert await counted(room) == max(before, dearest) <= gas_parse("0.15")
+
+
+async def test_speeding_up_what_is_queued_passes_no_limit(room: Room) -> None:
+    """A higher `max_fee` counts as that of a new transaction, and is no way past the wallet's own limits."""
+    await limit(room, transaction="0.5", day="0.9")
+    view, other = await room.submit(stranger(), 1), await room.submit(stranger(), 1)
+    before = await counted(room)
+    speed_up = room.parts.replacements.speed_up
+    await speed_up(room.tenant_id, view.id, "urgent", 10**9)
+    assert (await room.show(view)).max_fee == "0.5"
+    assert await counted(room) == before - gas_parse(view.max_fee or "0") + gas_parse("0.5")
+    with pytest.raises(DailyCapReached):
+        await speed_up(room.tenant_id, other.id, "urgent", 10**9)
+    assert (await room.show(other)).speed == "standard"
+    assert (await room.show(other)).max_fee == other.max_fee
 
 
 async def test_what_cannot_be_priced_is_counted_at_its_max_fee_or_not_taken(

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 
 from neolayer.chain.rpc import RpcClient, SendOutcome
 from neolayer.chain.scripts import GAS
+from neolayer.core.errors import InvalidRequest
 from neolayer.core.types import gas_parse
 from neolayer.db.pool import Database
 from neolayer.transactions.backpressure import QueueBound
@@ -301,3 +303,11 @@ async def test_intents_for_another_network_are_not_signed(
         async with running(room.pipeline().run):
             await until(told)
         assert await in_state(room, view, "queued")
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+10:00", "9999-12-31T23:59:59-10:00"])
+async def test_a_time_that_no_calendar_shows_is_refused(room: Room, time: str) -> None:
+    """The database holds it, and nobody could read it back, nor any list that has it in it."""
+    with pytest.raises(InvalidRequest, match="not_before"):
+        await room.submit(stranger(), 1, not_before=datetime.fromisoformat(time))
+    assert await room.parts.transactions.recent(room.tenant_id, None, UUID(int=2**128 - 1), 5) == []

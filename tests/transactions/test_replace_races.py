@@ -241,3 +241,38 @@ async def test_a_speed_up_that_is_stored_while_its_victim_is_included_is_given_u
         made = await room.parts.transactions.attempts(room.tenant_id, view.id)
         assert [one.state for one in made] == ["included", "replaced"]
         assert await node.rpc.balance_of(GAS, account) == 3
+
+
+@pytest.mark.parametrize(("on_expiry", "end"), [("end", "rejected"), ("rebuild", "confirmed")])
+async def test_a_replacement_that_is_refused_after_its_victim_expired_leaves_nothing_behind(
+    node: Node, enclave: Process, database_url: str, valkey_url: str, proxy: NodeProxy, on_expiry: str, end: str
+) -> None:
+    """It was the last attempt of its transaction, though not the one that this was sent with."""
+    proxy.swallow = sending
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        account, parts = Hash160(os.urandom(20)), room.parts
+        view = await room.submit(account, 3, valid_for_blocks=16, on_expiry=on_expiry)
+        async with running(room.pipeline().run):
+            sent = await reaches(room, view, "sent")
+        assert sent.valid_until_block is not None
+        await node.reach(sent.valid_until_block - 8)
+        await parts.replacements.speed_up(room.tenant_id, view.id, "fast", None)
+
+        async def expired() -> bool:
+            return (await parts.transactions.attempts(room.tenant_id, view.id))[0].state == "expired"
+
+        async def refused() -> bool:
+            return (await parts.transactions.attempts(room.tenant_id, view.id))[1].state == "refused"
+
+        async with running(room.monitor.run):
+            await until(expired)
+        proxy.swallow = nothing
+        refusals = iter([{"code": -505, "message": "Policy failed"}])
+        proxy.objection = lambda method, _: next(refusals, None) if sending(method) else None
+        async with running(room.pipeline(transaction_workers=1).run):
+            await until(refused)
+            async with running(room.monitor.run):
+                await reaches(room, view, end)
+        reserved = await parts.database.fetch_one(b"SELECT reserved FROM wallet_reservations")
+        assert reserved == (0,)
+        assert await node.rpc.balance_of(GAS, account) == (3 if end == "confirmed" else 0)

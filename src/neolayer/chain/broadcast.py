@@ -63,6 +63,8 @@ class Broadcast:
         Raises:
             WrongNetwork: all nodes are of another network.
         """
+        if not many:
+            return []
         self._pool.begin()
         calls = [("sendrawtransaction", [base64.b64encode(raw).decode()]) for raw in many]
         question = Question(calls, batch=len(many) > 1)
@@ -95,21 +97,22 @@ class Broadcast:
                 task.add_done_callback(self._ended)
         if not answers and failures and all(failure.kind == "network" for _, failure in failures):
             raise WrongNetwork(_text(failures))
-        best = [_most_hopeful(each) for each in zip(*answers, strict=True)] or [None] * len(many)
-        pairs = zip(many, best, strict=True)
-        return list(await asyncio.gather(*(self._settled(raw, outcome, failures) for raw, outcome in pairs)))
+        said_of = list(zip(*answers, strict=True)) or [()] * len(many)
+        settled = (self._settled(raw, said, failures) for raw, said in zip(many, said_of, strict=True))
+        return list(await asyncio.gather(*settled))
 
     async def _offer(self, node: Node, question: Question) -> "_Said":
-        replies = (await self._asker.attempt(node, question)).replies
+        answer = await self._asker.attempt(node, question)
         said: list[SendOutcome | None] = []
         trouble = ""
-        for reply in replies:
+        for reply in answer.replies:
             try:
                 reply.value()
             except RpcError as error:
                 kind = SEND_KINDS.get(error.node_code)
                 # An internal error, a missing method: the node said nothing about the transaction.
-                said.append(SendOutcome(kind, error.node_code, error.detail) if kind else None)
+                outcome = SendOutcome(kind, error.node_code, error.detail, answer.repeated) if kind else None
+                said.append(outcome)
                 trouble = error.detail
             else:
                 said.append(SendOutcome("accepted"))
@@ -118,13 +121,20 @@ class Broadcast:
         return said
 
     async def _settled(
-        self, raw: bytes, best: SendOutcome | None, failures: Sequence[tuple[Node, NodeFailed]]
+        self, raw: bytes, said: Sequence[SendOutcome | None], failures: Sequence[tuple[Node, NodeFailed]]
     ) -> SendOutcome | NodeUnavailable:
-        """Before it is called failed: another attempt may have brought it to a node."""
+        """Before it is called failed: another attempt may have brought it to a node.
+
+        Args:
+            said: of this transaction, by the nodes that answered; a node that said nothing of it may have it.
+        """
+        best = _most_hopeful(said)
         if best is not None and best.kind == "accepted":
             return best
-        maybe_reached = any(failure.maybe_reached for _, failure in failures)
-        if best is None or maybe_reached or best.kind in ("expired", "rejected"):
+        ambiguous = any(failure.maybe_reached for _, failure in failures) or any(
+            outcome is None or outcome.ambiguous for outcome in said
+        )
+        if best is None or ambiguous or best.kind in ("expired", "rejected"):
             try:
                 transaction = hash_of_raw(raw)
             except ValueError:
@@ -134,7 +144,7 @@ class Broadcast:
                     log.info("transaction %s seemed to fail and is known to a node", transaction)
                     return SendOutcome("accepted")
         if best is not None:
-            return SendOutcome(best.kind, best.node_code, best.message, maybe_reached)
+            return SendOutcome(best.kind, best.node_code, best.message, ambiguous)
         return NodeUnavailable(_text(failures) or "no node said anything about the transaction")
 
     async def _anyone_knows(self, transaction: Hash256) -> bool:

@@ -28,7 +28,7 @@ from neolayer.chain.payload import Signer
 from neolayer.chain.pool import NodePool, PoolOptions
 from neolayer.chain.quorum import Quorum
 from neolayer.chain.scripts import build_script
-from neolayer.chain.transport import Transport, decode
+from neolayer.chain.transport import Transport, decode, portions
 from neolayer.chain.views import NodesView, view
 from neolayer.core.types import Hash160, Hash256
 
@@ -162,15 +162,14 @@ class RpcClient:
     ) -> list[Any]:
         """The results of many calls in their order, an `RpcError` in the place of a refused one.
 
-        One HTTP request for each `MAX_BATCH` calls.
+        One HTTP request for each `MAX_BATCH` calls, or for as many as a node reads at once.
 
         Raises:
             NodeUnavailable, WrongNetwork: as `call`; then all of them count as not made.
         """
         results: list[Any] = []
         # Two places are for the heights that a fenced batch asks for.
-        for start in range(0, len(calls), MAX_BATCH - 2):
-            part = calls[start : start + MAX_BATCH - 2]
+        for part in portions(calls, MAX_BATCH - 2):
             answer, _ = await self._asker.ask(Question(part, batch=True, min_height=min_height))
             for reply in answer.replies:
                 try:
@@ -298,9 +297,18 @@ class RpcClient:
         return await self._broadcast.send(data)
 
     async def send_raw_transactions(self, many: Sequence[bytes]) -> list[SendOutcome | NodeUnavailable]:
-        """`send_raw_transaction` of up to `MAX_BATCH` in one HTTP request to each node; `NodeUnavailable` in the
-        place of one of which no node said anything: ambiguous."""
-        return await self._broadcast.send_many(many)
+        """`send_raw_transaction` of many in few HTTP requests to each node; a `NodeUnavailable` in the place of
+        one of which no node said anything: ambiguous.
+
+        Raises:
+            WrongNetwork: all nodes are of another network; ambiguous for all of them.
+        """
+        outcomes: list[SendOutcome | NodeUnavailable] = []
+        calls = [("sendrawtransaction", [base64.b64encode(raw).decode()]) for raw in many]
+        for part in portions(calls, MAX_BATCH):
+            raws = many[len(outcomes) : len(outcomes) + len(part)]
+            outcomes += await self._broadcast.send_many(raws)
+        return outcomes
 
     async def calculate_network_fee(self, data: bytes) -> int:
         """Datoshi, for a transaction whose witnesses have at least their verification scripts."""

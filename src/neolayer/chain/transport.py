@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -22,6 +22,10 @@ _LIMIT_WORDS: Final = re.compile(r"rate.?limit|too many requests|request limit|q
 #: A node that names no time rests this long; none rests longer than the other; seconds.
 REST_S: Final = 1.0
 REST_MAX_S: Final = 60.0
+#: neo-go answers a request of more than 1 MiB with a parse error; bytes.
+MAX_BODY_BYTES: Final = 900_000
+#: Of a call in a request beside its method and parameters, rounded up; bytes.
+_CALL_BYTES: Final = 64
 #: Before and after the calls of a request that must tell at which height they were answered.
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
@@ -71,6 +75,28 @@ class Answer:
     #: Index of its latest block before and after it answered; None if that was not asked.
     before: int | None = None
     after: int | None = None
+    #: The connection was cut once before: the node may have done already what it was asked.
+    repeated: bool = False
+
+
+type Call = tuple[str, Sequence[Any]]
+
+
+def portions(calls: Sequence[Call], most: int) -> Iterator[Sequence[Call]]:
+    """Calls in their order, divided into what one request may hold.
+
+    Args:
+        most: calls in one.
+    """
+    first = size = 0
+    for index, call in enumerate(calls):
+        more = len(msgspec.json.encode(call)) + _CALL_BYTES
+        if index > first and (index - first == most or size + more > MAX_BODY_BYTES):
+            yield calls[first:index]
+            first, size = index, 0
+        size += more
+    if first < len(calls):
+        yield calls[first:]
 
 
 class Request:
@@ -159,7 +185,8 @@ class Transport:
             raise NodeFailed("limited", "HTTP 429", rest_s=_rest_s(headers))
         if status >= 500:
             raise NodeFailed("http", f"HTTP {status}", rest_s=_rest_s(headers) if "Retry-After" in headers else 0)
-        return request.read(content)
+        answer = request.read(content)
+        return replace(answer, repeated=True) if repeated else answer
 
     async def _exchange(self, url: str, body: bytes, limits: aiohttp.ClientTimeout) -> tuple[int, Any, bytes]:
         headers = {"Content-Type": "application/json"}

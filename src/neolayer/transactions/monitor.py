@@ -69,6 +69,7 @@ class Monitor:
                 block = await self._rpc.get_block(height)
                 logs = await self._rpc.application_logs([hash_])
                 async with self._database.transaction() as connection:
+                    await connection.execute(_SQL["lock_attempts"], {"txids": [txid]})
                     await self._include(connection, block, [(logs[0], grouped)])
         # A private chain killed right after the first start may go back behind it: know some blocks before, too.
         indexes = range(max(cursor.index - KNOWN_BEFORE_START, 0), cursor.index)
@@ -87,9 +88,11 @@ class Monitor:
                 logs = await self._rpc.application_logs([Hash256(bytes(txid)) for txid, _ in rows])
                 ours = [(log, grouped) for log, (_, grouped) in zip(logs, rows, strict=True)]
         async with self._database.transaction() as connection:
+            expired = await self._lock(connection, block, ours)
             if ours:
                 await self._include(connection, block, ours)
-            expired = await self._expire(connection, block.index)
+            if expired:
+                await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
             await self._seen.advance(
                 connection, Cursor(block.index, block.hash), _time(block), len(block.transactions)
             )
@@ -113,7 +116,7 @@ class Monitor:
     async def _include(
         self, connection: Connection, block: Block, ours: list[tuple[ApplicationLog, bool]]
     ) -> None:
-        """``ours``: the logs of a block's transactions, and whether each carries a group."""
+        """``ours``: the logs of a block's transactions, and whether each carries a group; all are locked."""
         decided = [outcome for log, grouped in ours for outcome in _outcomes(log, grouped)]
         params = {
             "txids": [log.hash.data for log, _ in ours],
@@ -126,15 +129,16 @@ class Monitor:
             "index": block.index,
             "time": _time(block),
         }
-        await connection.execute(_SQL["lock_attempts"], params)
         await connection.execute(_SQL["include"], params)
 
-    async def _expire(self, connection: Connection, index: int) -> bool:
-        params = {"network": self._network, "index": index}
-        ended = (await connection.execute(_SQL["lock_expiring"], params)).rowcount > 0
-        if ended:
-            await connection.execute(_SQL["expire"], params)
-        return ended
+    async def _lock(self, connection: Connection, block: Block, ours: list[tuple[ApplicationLog, bool]]) -> bool:
+        """All that a block decides about, in the order in which workers lock it; returns whether any expires."""
+        params = {"network": self._network, "index": block.index, "txids": [log.hash.data for log, _ in ours]}
+        rows = await (await connection.execute(_SQL["lock_block"], params)).fetchall()
+        expired = any(expires for _, expires in rows)
+        if ours and expired:
+            await connection.execute(_SQL["lock_reservations_of"], {"txids": [txid for txid, _ in rows]})
+        return expired
 
     async def _resend(self) -> None:
         while True:
@@ -162,11 +166,13 @@ class Monitor:
             if not rows:
                 return
             outcomes = await self._rpc.send_raw_transactions([bytes(raw) for _, raw in rows])
+            unheard = [outcome for outcome in outcomes if isinstance(outcome, NodeUnavailable)]
+            if len(unheard) == len(rows):
+                raise unheard[0]
             for (txid, _), outcome in zip(rows, outcomes, strict=True):
-                if isinstance(outcome, NodeUnavailable):
-                    raise outcome
-                if outcome.kind != "accepted":
-                    _log.info("resent %s: %s", Hash256(bytes(txid)), outcome.message)
+                # One that no node can tell anything about must not keep the others from being sent.
+                if isinstance(outcome, NodeUnavailable) or outcome.kind != "accepted":
+                    _log.info("resent %s: %s", Hash256(bytes(txid)), outcome)
             params = {"txids": [txid for txid, _ in rows], "height": height}
             await self._database.execute(_SQL["mark_resent"], params)
 

@@ -78,7 +78,11 @@ SELECT pg_advisory_xact_lock(hashtextextended('neolayer transaction queue', 0))
 
 -- name: reclaim
 -- Of workers that died.
-UPDATE transactions SET lease = NULL, lease_until = NULL WHERE lease IS NOT NULL AND lease_until < now()
+-- What somebody has locked is left for the next time: nobody waits here for rows in an order of their own.
+UPDATE transactions t SET lease = NULL, lease_until = NULL
+FROM (SELECT tenant_id, id FROM transactions WHERE lease IS NOT NULL AND lease_until < now()
+      FOR UPDATE SKIP LOCKED) dead
+WHERE (t.tenant_id, t.id) = (dead.tenant_id, dead.id)
 
 -- name: release_scheduled
 -- A block that is due counts as the time it was queued: it does not overtake with the age it got by waiting for it.
@@ -170,12 +174,20 @@ RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.val
 -- --- what is leased -----------------------------------------------------------------------------------------------
 
 -- name: renew
-WITH queued AS (
-    UPDATE transactions SET lease_until = now() + make_interval(secs => %(lease_s)s)
-    WHERE lease IS NOT NULL AND lease = ANY(%(leases)s)
+-- What is locked is being stored, sent or ended, or is renewed the next time: nobody waits here for rows in an order of
+-- their own.
+WITH intents AS (
+    SELECT tenant_id, id FROM transactions WHERE lease IS NOT NULL AND lease = ANY(%(leases)s)
+    FOR UPDATE SKIP LOCKED
+), queued AS (
+    UPDATE transactions t SET lease_until = now() + make_interval(secs => %(lease_s)s)
+    FROM intents i WHERE (t.tenant_id, t.id) = (i.tenant_id, i.id)
+), attempts AS (
+    SELECT tenant_id, txid FROM transaction_attempts WHERE state = 'signed' AND lease = ANY(%(leases)s)
+    FOR UPDATE SKIP LOCKED
 )
-UPDATE transaction_attempts SET lease_until = now() + make_interval(secs => %(lease_s)s)
-WHERE state = 'signed' AND lease = ANY(%(leases)s)
+UPDATE transaction_attempts a SET lease_until = now() + make_interval(secs => %(lease_s)s)
+FROM attempts l WHERE (a.tenant_id, a.txid) = (l.tenant_id, l.txid)
 
 -- name: postpone
 -- Back into the queue, for a while or at once; a null cause leaves the one it has.
@@ -216,9 +228,12 @@ WITH missing AS (
 SELECT tenant_id, wallet_id, reserved, height FROM missing
 
 -- name: wallets_wait
-UPDATE wallet_reservations r SET waits_until = now() + make_interval(secs => %(delay_s)s)
+-- Also those that have never reserved anything; in the order of `lock_reservations`.
+INSERT INTO wallet_reservations (tenant_id, wallet_id, network, reserved, height, waits_until)
+SELECT w.tenant_id, w.wallet_id, %(network)s, 0, 0, now() + make_interval(secs => %(delay_s)s)
 FROM unnest(%(tenants)s::uuid[], %(wallets)s::uuid[]) AS w (tenant_id, wallet_id)
-WHERE (w.tenant_id, w.wallet_id) = (r.tenant_id, r.wallet_id) AND r.network = %(network)s
+ORDER BY w.tenant_id, w.wallet_id
+ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE SET waits_until = excluded.waits_until
 
 -- name: store
 -- Only an attempt all of whose intents are still queued under this lease, and of nobody who was paused meanwhile, is
@@ -337,26 +352,29 @@ WITH given AS (
     UPDATE transaction_attempts a SET state = 'refused', lease = NULL, lease_until = NULL
     FROM locked l WHERE (a.tenant_id, a.txid) = (l.tenant_id, l.txid)
     RETURNING a.tenant_id, a.txid, a.kind, a.grouped, l.cause
+), concerned AS (
+    SELECT i.tenant_id, i.transaction_id, a.txid, a.kind, a.grouped, a.cause,
+           -- What was to be replaced may still be included, or what replaces it.
+           EXISTS (SELECT FROM transaction_attempt_intents o
+                   JOIN transaction_attempts b ON (b.tenant_id, b.txid) = (o.tenant_id, o.txid)
+                   WHERE (o.tenant_id, o.transaction_id) = (i.tenant_id, i.transaction_id)
+                     AND b.state IN ('signed', 'sent') AND b.txid NOT IN (SELECT txid FROM locked)) AS goes_on
+    FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.tenant_id, a.txid)
 ), told AS (
-    -- What was to be replaced goes on.
-    UPDATE transactions t SET cause = a.cause, updated_at = now()
-    FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.tenant_id, a.txid)
-    WHERE a.kind <> 'send' AND (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
-      AND t.state IN ('signed', 'sent') AND t.txid <> a.txid
+    UPDATE transactions t SET cause = c.cause, updated_at = now()
+    FROM concerned c
+    WHERE c.goes_on AND c.kind <> 'send' AND (t.tenant_id, t.id) = (c.tenant_id, c.transaction_id)
+      AND t.state IN ('signed', 'sent')
 ), changed AS (
+    -- Whichever of its attempts was the last; those before it may have expired since it was sent.
     UPDATE transactions t
-    SET state = CASE WHEN a.grouped THEN 'queued' ELSE 'rejected' END,
-        txid = CASE WHEN a.grouped THEN NULL ELSE t.txid END,
-        alone = t.alone OR a.grouped, cause = a.cause, available_at = now(), updated_at = now(), events = events + 1
-    FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.tenant_id, a.txid)
-    WHERE (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id) AND t.state = 'signed' AND t.txid = a.txid
-      -- What replaces it may still be included.
-      AND NOT EXISTS (
-          SELECT FROM transaction_attempt_intents o
-          JOIN transaction_attempts b ON (b.tenant_id, b.txid) = (o.tenant_id, o.txid)
-          WHERE (o.tenant_id, o.transaction_id) = (t.tenant_id, t.id) AND b.txid <> a.txid
-            AND b.state IN ('signed', 'sent')
-      )
+    SET state = n.state, txid = CASE WHEN n.state = 'rejected' THEN t.txid END,
+        alone = t.alone OR n.grouped, cause = n.cause, available_at = now(), updated_at = now(), events = events + 1
+    FROM (SELECT c.*, CASE WHEN c.grouped OR (c.kind <> 'send' AND w.on_expiry = 'rebuild') THEN 'queued'
+                      ELSE 'rejected' END AS state
+          FROM concerned c JOIN transactions w ON (w.tenant_id, w.id) = (c.tenant_id, c.transaction_id)) n
+    WHERE NOT n.goes_on AND (t.tenant_id, t.id) = (n.tenant_id, n.transaction_id)
+      AND t.state IN ('signed', 'sent')
     RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
@@ -393,13 +411,32 @@ WITH wanted AS (
 )
 SELECT a.txid FROM transaction_attempts a JOIN wanted w ON w.txid = a.txid ORDER BY a.txid FOR UPDATE OF a
 
--- name: lock_expiring
-SELECT txid FROM transaction_attempts
-WHERE network = %(network)s AND state IN ('signed', 'sent') AND valid_until_block <= %(index)s
-ORDER BY txid FOR UPDATE
+-- name: lock_block
+-- `lock_attempts` of those in a block together with those that expire with it: in two statements they would be locked
+-- out of order.
+WITH wanted AS (
+    SELECT unnest(%(txids)s::bytea[]) AS txid
+    UNION
+    SELECT unnest(conflicts_with) FROM transaction_attempts WHERE txid = ANY(%(txids)s) AND kind <> 'send'
+    UNION
+    SELECT txid FROM transaction_attempts
+    WHERE kind <> 'send' AND state IN ('signed', 'sent') AND conflicts_with && %(txids)s::bytea[]
+    UNION
+    SELECT txid FROM transaction_attempts
+    WHERE network = %(network)s AND state IN ('signed', 'sent') AND valid_until_block <= %(index)s
+)
+SELECT a.txid, a.network = %(network)s AND a.state IN ('signed', 'sent') AND a.valid_until_block <= %(index)s
+FROM transaction_attempts a JOIN wanted w ON w.txid = a.txid ORDER BY a.txid FOR UPDATE OF a
+
+-- name: lock_reservations_of
+-- Before two statements change them, each in its order.
+SELECT FROM wallet_reservations
+WHERE (tenant_id, wallet_id, network) IN (
+    SELECT tenant_id, wallet_id, network FROM transaction_attempts WHERE txid = ANY(%(txids)s))
+ORDER BY tenant_id, wallet_id, network FOR UPDATE
 
 -- name: include
--- After `lock_attempts`.
+-- After `lock_attempts` or `lock_block`.
 -- The chain is right whatever state we were in; the same block a second time changes nothing. Outcomes are of each
 -- position, or of the whole attempt where the position is null.
 WITH found AS (
@@ -410,12 +447,12 @@ WITH found AS (
 ), attempt AS (
     UPDATE transaction_attempts a SET state = 'included', block_index = %(index)s, lease = NULL, lease_until = NULL
     FROM locked l WHERE (a.tenant_id, a.txid) = (l.tenant_id, l.txid)
-    RETURNING a.tenant_id, a.txid, a.grouped, l.halted
+    RETURNING a.tenant_id, a.txid, a.grouped, a.conflicts_with, l.halted
 ), outcome AS (
     SELECT * FROM unnest(%(of)s::bytea[], %(positions)s::int[], %(states)s::text[], %(causes)s::text[]::json[],
                          %(results)s::text[]::json[]) AS o (txid, position, state, cause, result)
 ), carried AS (
-    SELECT i.tenant_id, i.txid, i.position, i.transaction_id, o.result,
+    SELECT i.tenant_id, i.txid, a.conflicts_with, i.position, i.transaction_id, o.result,
            -- The whole transaction's FAULT is no answer for calls that shared it: they go on alone.
            CASE WHEN i.role = 'cancel' THEN 'cancelled' WHEN a.grouped AND NOT a.halted THEN 'queued'
                 ELSE o.state END AS state,
@@ -446,14 +483,23 @@ WITH found AS (
         alone = t.alone OR c.state = 'queued', available_at = now()
     FROM carried c
     WHERE (t.tenant_id, t.id) = (c.tenant_id, c.transaction_id)
-      AND (c.state <> 'queued' OR (t.txid = c.txid AND t.state IN ('signed', 'sent')))
+      AND (c.state <> 'queued' OR (
+          t.state IN ('signed', 'sent')
+          -- Unless it has gone on with one that a block may still take beside this.
+          AND NOT EXISTS (
+              SELECT FROM transaction_attempt_intents o
+              JOIN transaction_attempts b ON (b.tenant_id, b.txid) = (o.tenant_id, o.txid)
+              WHERE (o.tenant_id, o.transaction_id) = (t.tenant_id, t.id) AND b.state IN ('signed', 'sent')
+                AND b.txid <> c.txid AND b.txid <> ALL(c.conflicts_with) AND c.txid <> ALL(b.conflicts_with)
+          )
+      ))
     RETURNING t.tenant_id, t.id, t.state, t.cause, t.events
 )
 INSERT INTO transaction_events (tenant_id, transaction_id, number, state, cause)
 SELECT tenant_id, id, events, state, cause FROM changed
 
 -- name: expire
--- After `lock_expiring`.
+-- After `lock_block`.
 -- All blocks up to this one were looked through, and an attempt is in none of them after its validUntilBlock. An
 -- intent ends with the last of its attempts.
 WITH locked AS (
@@ -619,6 +665,7 @@ SELECT tenant_id, id, events, state, cause FROM changed
 -- name: speed_up_queued
 UPDATE transactions SET speed = %(speed)s, max_fee = coalesce(%(max_fee)s, max_fee), updated_at = now()
 WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
+RETURNING coalesce(counted_fee, 0)
 
 -- name: store_replacement
 -- Its lease has ended, so that the next worker who looks sends it.

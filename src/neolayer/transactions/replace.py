@@ -177,8 +177,7 @@ class Replacements:
             if family.cancelled:
                 raise family.too_late()
             if family.state == "queued":
-                params = {"tenant_id": tenant_id, "id": id, "speed": speed, "max_fee": max_fee}
-                if await self._database.execute(_SQL["speed_up_queued"], params):
+                if await self._speed_up_queued(family, tenant_id, id, speed, max_fee):
                     return
             elif family.attempts:
                 replacement = await self._build(family, tenant_id, id, speed=speed, cancel=False)
@@ -218,6 +217,22 @@ class Replacements:
 
     async def _end_queued(self, tenant_id: UUID, id: UUID) -> bool:
         return await self._database.execute(_SQL["cancel_queued"], {"tenant_id": tenant_id, "id": id}) == 1
+
+    async def _speed_up_queued(
+        self, family: Family, tenant_id: UUID, id: UUID, speed: Speed, max_fee: int | None
+    ) -> bool:
+        """False when it is not queued any more. A higher `max_fee` is held to the wallet's limits, as that of a
+        new transaction is."""
+        wallet = await self._wallets.get(tenant_id, family.wallet_id)
+        cap = (await self._limits.of(wallet)).max_fee_per_transaction
+        if max_fee is not None and cap is not None:
+            max_fee = min(max_fee, cap)
+        params = {"tenant_id": tenant_id, "id": id, "speed": speed, "max_fee": max_fee}
+        async with self._database.transaction() as connection:
+            row = await (await connection.execute(_SQL["speed_up_queued"], params)).fetchone()
+            if row is not None and max_fee is not None and max_fee > row[0]:
+                await self._limits.count(connection, wallet, id, max_fee - row[0])
+        return row is not None
 
     # --- the replacement ----------------------------------------------------------------------------------------
 
@@ -296,9 +311,14 @@ class Replacements:
         key = {"tenant_id": wallet.tenant_id, "id": id}
         mine = next(one for one in replacement.carried if one.id == id)
         fee = mine.system_fee + mine.network_fee
-        limit = (await self._limits.of(wallet)).max_fee_per_transaction
-        if limit is not None:
-            self._hold_to_cap(replacement, id, limit)
+        limits = await self._limits.of(wallet)
+        if limits.max_fee_per_transaction is not None:
+            self._hold_to_cap(replacement, id, limits.max_fee_per_transaction)
+        if max_fee is not None and limits.max_fee_per_transaction is not None:
+            max_fee = min(max_fee, limits.max_fee_per_transaction)
+        if max_fee is not None and limits.max_fee_per_day is not None:
+            # Should it be signed anew, then for no more than is counted now.
+            max_fee = min(max_fee, max(fee, mine.counted_fee))
         cause = {
             "code": "cancelling" if mine.cancel else "speeding_up",
             "message": f"{unsigned.hash} is to take its place",

@@ -35,6 +35,8 @@ from neolayer.wallets.service import Wallet, WalletPaused, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
+#: In every time zone the database can show such a time, and we can read it.
+_YEARS: Final = range(1970, 9999)
 _decode_request = msgspec.json.Decoder(TransactionRequest).decode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
@@ -94,6 +96,8 @@ class Transactions:
             QueueFull: too many are waiting.
         """
         wallet = await self._wallets.find(tenant_id, request.wallet)
+        if request.not_before is not None and request.not_before.year not in _YEARS:
+            raise InvalidRequest(f"not_before: a year from {_YEARS[0]} to {_YEARS[-1]}")
         script = build_script(request.calls)
         priority = Priority[request.priority.upper()]
         max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
