@@ -199,7 +199,8 @@ def build_functions(parts: Parts, reader: Reader, records: ExecutionRecords) -> 
     """What runs functions, in the API and in a worker."""
     resolver = Resolver(parts.database, parts.secrets, parts.notices)
     host = HostCalls(reader, parts.wallets, parts.transactions)
-    return resolver, Functions(parts.enclave, resolver, host, records)
+    warm_up = parts.settings.opt_warm_up
+    return resolver, Functions(parts.enclave, resolver, host, records, warm_up=warm_up)
 
 
 def build_pipeline(parts: Parts) -> Pipeline:

@@ -102,11 +102,14 @@ async def test_a_cold_start_is_shown_by_its_phases(system: System, tmp_path: Pat
     file = tmp_path / "cli-cold.js"
     file.write_text("export default () => 1")
     await neolayer(system, "functions", "deploy", str(file))
-    _, execution = await system.invoke("cli-cold")
+    # One that is held is not made ready ahead of its calls.
+    file.write_text("export default () => 2")
+    await neolayer(system, "functions", "deploy", str(file), "--hold")
+    _, execution = await system.invoke("cli-cold@2")
     shown = await neolayer(system, "executions", "show", execution)
     phases = next(line for line in shown.splitlines() if line.startswith("phases"))
     assert re.search(r"isolate [\d.]+ ms, context .* evaluate [\d.]+ ms, first call [\d.]+ ms$", phases)
-    _, execution = await system.invoke("cli-cold")
+    _, execution = await system.invoke("cli-cold@2")
     assert "phases" not in await neolayer(system, "executions", "show", execution)
 
 

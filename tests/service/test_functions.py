@@ -54,9 +54,10 @@ async def test_create_refuses_a_name_that_exists(system: System) -> None:
 
 async def test_a_cold_start_is_recorded_with_its_phases_and_a_warm_one_has_none(system: System) -> None:
     source = "const end = Date.now() + 30; while (Date.now() < end); export default () => 1"
-    await deploy(system, "cold-phases", source)
-    _, first = await system.invoke("cold-phases")
-    _, second = await system.invoke("cold-phases")
+    await deploy(system, "cold-phases", "export default () => 0")
+    await deploy(system, "cold-phases", source, hold=True)
+    _, first = await system.invoke("cold-phases@2")
+    _, second = await system.invoke("cold-phases@2")
     record = await system.get(f"/executions/{first}")
     assert record["cold"]
     phases = record["phases"]
@@ -196,18 +197,45 @@ export default async function (order: Order): Promise<number> {
     assert (problem["code"], problem["line"]) == ("typescript_not_erasable", 6)
 
 
+async def loads(system: System, name: str) -> float:
+    """A counter of how functions became isolates."""
+    _, _, text = await system.raw("GET", "/metrics")
+    prefix = f'neolayer_enclave_loads{{counter="{name}"}} '
+    return float(next(line for line in str(text).splitlines() if line.startswith(prefix)).split()[-1])
+
+
+async def test_what_is_deployed_or_promoted_is_ready_before_its_first_call(system: System) -> None:
+    async def start_of_a_call() -> str:
+        status, headers, _ = await system.raw("POST", "/api/v1/functions/preloaded/invoke", body=b"1")
+        assert status == 200
+        return str(headers["neolayer-start"])
+
+    warmed = await loads(system, "warmed")
+
+    async def has_warmed(more: int) -> bool:
+        return await loads(system, "warmed") >= warmed + more
+
+    await deploy(system, "preloaded", "export default () => 1")
+    await system.eventually(lambda: has_warmed(1))
+    assert await start_of_a_call() == "warm"
+    await deploy(system, "preloaded", "export default () => 2", hold=True)
+    shares = {"versions": [{"version": 2}]}
+    await system.request("PUT", "/functions/preloaded/aliases/live", shares)
+    await system.eventually(lambda: has_warmed(2))
+    assert await start_of_a_call() == "warm"
+
+
 async def test_metrics_show_how_functions_become_warm(system: System) -> None:
     async def counter(name: str) -> float:
-        _, _, text = await system.raw("GET", "/metrics")
-        prefix = f'neolayer_enclave_loads{{counter="{name}"}} '
-        return float(next(line for line in str(text).splitlines() if line.startswith(prefix)).split()[-1])
+        return await loads(system, name)
 
-    await deploy(system, "counted", "export default () => 1")
+    await deploy(system, "counted", "export default () => 0")
+    await deploy(system, "counted", "export default () => 1", hold=True)
     # A cell tells of calls that passed the enclave by within 0.3 s, of those before too.
     await asyncio.sleep(0.5)
     before = {name: await counter(name) for name in ("cold_starts", "warm_starts", "code_hits")}
     for _ in range(3):
-        await system.invoke("counted")
+        await system.invoke("counted@2")
     await asyncio.sleep(0.5)
     # The deployment's check has left code for the first call.
     after = {name: await counter(name) - value for name, value in before.items()}

@@ -88,6 +88,16 @@ async def test_what_asks_never_to_be_grouped_is_alone_in_its_transaction(room: R
     assert len({view.txid for view in views[::2]} | {views[1].txid}) == 7
 
 
+async def test_nobody_pays_for_the_speed_that_others_ask_for(room: Room) -> None:
+    views = [await room.submit(stranger(), 5, speed=speed) for speed in ("economy", "urgent") * 3]
+    done = await settled(room, views)
+    assert {view.state for view in done} == {"confirmed"}
+    by_txid: dict[str | None, set[str]] = {}
+    for view in done:
+        by_txid.setdefault(view.txid, set()).add(view.speed)
+    assert sorted(map(sorted, by_txid.values())) == [["economy"], ["urgent"]]
+
+
 async def test_with_grouping_switched_off_each_has_a_transaction_of_its_own(room: Room) -> None:
     views = [await room.submit(stranger(), 1) for _ in range(12)]
 

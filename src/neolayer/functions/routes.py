@@ -21,6 +21,7 @@ from neolayer.functions.model import (
     VersionView,
 )
 from neolayer.functions.resolver import MAX_VERSION
+from neolayer.functions.service import Functions
 from neolayer.functions.versions import Versions
 
 Name = Annotated[str, Parameter(pattern=NAME)]
@@ -35,9 +36,13 @@ class FunctionsController(Controller):
     tags = ("functions",)
 
     @post(request_max_body_size=_DEPLOY_LIMIT_BYTES, summary="Create a function")
-    async def create(self, data: NewFunction, principal: Principal, function_versions: Versions) -> FunctionView:
+    async def create(
+        self, data: NewFunction, principal: Principal, function_versions: Versions, functions: Functions
+    ) -> FunctionView:
         spec = FunctionSpec(**{name: getattr(data, name) for name in FunctionSpec.__struct_fields__})
-        return await function_versions.create(principal.tenant_id, data.name, spec)
+        view = await function_versions.create(principal.tenant_id, data.name, spec)
+        functions.warm(principal.tenant_id, data.name)
+        return view
 
     @put(
         "/{name:str}",
@@ -46,9 +51,17 @@ class FunctionsController(Controller):
         description="The new version is live at once, unless the alias `live` is pinned or `hold` is set.",
     )
     async def deploy(
-        self, name: Name, data: FunctionSpec, principal: Principal, function_versions: Versions
+        self,
+        name: Name,
+        data: FunctionSpec,
+        principal: Principal,
+        function_versions: Versions,
+        functions: Functions,
     ) -> FunctionView:
-        return await function_versions.deploy(principal.tenant_id, name, data)
+        view = await function_versions.deploy(principal.tenant_id, name, data)
+        if not data.hold:
+            functions.warm(principal.tenant_id, name)
+        return view
 
     @get(summary="List functions")
     async def index(
@@ -99,9 +112,18 @@ class FunctionsController(Controller):
         "longer change it. Shares are exact: of as many calls as the weights' sum each version gets its weight.",
     )
     async def alias_put(
-        self, name: str, alias: AliasName, data: AliasSpec, principal: Principal, function_aliases: Aliases
+        self,
+        name: str,
+        alias: AliasName,
+        data: AliasSpec,
+        principal: Principal,
+        function_aliases: Aliases,
+        functions: Functions,
     ) -> AliasView:
-        return await function_aliases.put(principal.tenant_id, name, alias, data.versions)
+        view = await function_aliases.put(principal.tenant_id, name, alias, data.versions)
+        for share in data.versions:
+            functions.warm(principal.tenant_id, f"{name}@{share.version}")
+        return view
 
     @delete("/{name:str}/aliases/{alias:str}", summary="Delete an alias; `live` then follows the latest deploy")
     async def alias_remove(

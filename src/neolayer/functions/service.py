@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Coroutine
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from neolayer.functions.outcome import error_of, failure, record_of
 from neolayer.functions.records import ExecutionRecords, is_plain
 from neolayer.functions.resolver import Resolver
 
+_log: Final = logging.getLogger(__name__)
 #: Of the execution that a function's call of a function's call … of a function is.
 MAX_DEPTH: Final = 8
 #: A called function that is not over this long after its caller's time is not waited for; seconds.
@@ -58,8 +60,18 @@ class Waiter(Protocol):
 
 
 class Functions:
-    def __init__(self, enclave: Enclave, resolver: Resolver, host: HostCalls, records: ExecutionRecords) -> None:
+    def __init__(
+        self,
+        enclave: Enclave,
+        resolver: Resolver,
+        host: HostCalls,
+        records: ExecutionRecords,
+        *,
+        warm_up: bool = True,
+    ) -> None:
+        """``warm_up``: `warm` does something."""
         self.enclave = enclave
+        self._warm_up = warm_up
         self._host = host
         self._records = records
         self._bundles = resolver.bundles
@@ -95,6 +107,19 @@ class Functions:
         waiter = _Awaited()
         self.start(principal, bundle, input, waiter, alias=alias_of(name))
         return await waiter.answer
+
+    def warm(self, tenant_id: UUID, target: str) -> None:
+        """Have what ``target`` stands for ready before it is called. Where that fails a call will say why."""
+        if self._warm_up:
+            self.later(self._warm(tenant_id, target))
+
+    async def _warm(self, tenant_id: UUID, target: str) -> None:
+        try:
+            bundle = await self._resolve(tenant_id, target)
+            await self.load(bundle)
+            await self.enclave.warm(bundle.id)
+        except ServiceError as error:
+            _log.info("%s is not warmed up: %s", target, error.detail)
 
     async def outcome(self, bundle: Bundle, call: Call, input: bytes) -> Result:
         """Run a bundle and record nothing. That the enclave was lost meanwhile is an outcome, too.

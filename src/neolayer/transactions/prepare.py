@@ -162,13 +162,14 @@ class Preparer:
         most = calls_wanted
         if self._gas_per_call:
             most = max(min(most, int(self._group_gas_max / self._gas_per_call)), 1)
-        together: dict[tuple[UUID, int], list[Intent]] = {}
+        together: dict[tuple[UUID, int, Speed], list[Intent]] = {}
         for intent in intents:
             if self.grouping and intent.groupable:
-                together.setdefault((intent.wallet_id, intent.valid_for_blocks), []).append(intent)
+                terms = intent.wallet_id, intent.valid_for_blocks, intent.speed
+                together.setdefault(terms, []).append(intent)
             else:
                 yield Draft(wallets[intent.wallet_id], (intent,))
-        for (wallet_id, _), members in together.items():
+        for (wallet_id, *_), members in together.items():
             rest = iter(members)
             for count in packed([len(one.script) for one in members], most):
                 yield Draft(wallets[wallet_id], tuple(itertools.islice(rest, count)))
