@@ -105,9 +105,11 @@ async def test_a_version_that_cannot_run_at_all_is_dead_at_once(system: System) 
     """Its top level succeeds when it is deployed, and fails from then on."""
     later = int((time.time() + 2) * 1000)
     source = f"if (Date.now() > {later}) throw new Error('too late');\nexport default () => 1"
-    await deploy(system, "too-late", source, max_attempts=5)
+    await deploy(system, "too-late", "export default () => 0")
+    # What is held is not made ready ahead of its calls.
+    await deploy(system, "too-late", source, max_attempts=5, hold=True)
     await asyncio.sleep(2.1)
-    view = await over(system, await started(system, "too-late"))
+    view = await over(system, await started(system, "too-late@2"))
     assert (view["status"], view["attempt"], view["error"]["code"]) == ("dead", 1, "invalid_function")
 
 
