@@ -246,6 +246,15 @@ class System:
                     return view
                 await asyncio.sleep(0.1)
 
+    async def scale_workers(self, count: int) -> None:
+        """As an operator does."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "neolayer", "workers", "scale", str(count)),
+            env=self.environ,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await process.wait() == 0
+
     async def ready(self, *, expect: bool = True) -> bool:
         status, _, _ = await self.raw("GET", "/health/ready")
         return (status == 200) == expect

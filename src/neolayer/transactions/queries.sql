@@ -76,6 +76,45 @@ SELECT pause_reason FROM tenants WHERE id = %(tenant_id)s AND paused_at IS NOT N
 -- Two leases at once would want the same rows, and two releases might let two of one key go.
 SELECT pg_advisory_xact_lock(hashtextextended('neolayer transaction queue', 0))
 
+-- name: clock
+-- Of the database, which all times in the queue are of; Unix time in seconds.
+SELECT extract(epoch FROM clock_timestamp())::float8
+
+-- name: clock_went_back
+-- What was written by a clock that was ahead would wait until this one gets there: nothing of it is due later than so
+-- many seconds from now, but what somebody asked to be sent later. Ranks move along, so that their order stays.
+WITH early AS (
+    SELECT tenant_id, id, available_at - greatest(not_before, now()) AS ahead FROM transactions
+    WHERE state = 'queued' AND lease IS NULL
+      AND available_at > greatest(not_before, now()) + make_interval(secs => %(pause_s)s)
+    FOR UPDATE SKIP LOCKED
+), furthest AS (
+    SELECT max(ahead) AS ahead FROM early
+), due AS (
+    UPDATE transactions t
+    SET available_at = greatest(t.not_before, now()),
+        rank_at = CASE WHEN t.not_before IS NULL THEN t.rank_at - f.ahead ELSE t.rank_at END
+    FROM early e, furthest f WHERE (t.tenant_id, t.id) = (e.tenant_id, e.id)
+), leased AS (
+    SELECT tenant_id, id FROM transactions
+    WHERE lease IS NOT NULL AND lease_until > now() + make_interval(secs => %(lease_s)s + %(pause_s)s)
+    FOR UPDATE SKIP LOCKED
+), reclaimed AS (
+    UPDATE transactions t SET lease_until = now() + make_interval(secs => %(lease_s)s)
+    FROM leased l WHERE (t.tenant_id, t.id) = (l.tenant_id, l.id)
+), signed AS (
+    SELECT tenant_id, txid FROM transaction_attempts
+    WHERE state = 'signed' AND lease_until > now() + make_interval(secs => %(lease_s)s + %(pause_s)s)
+    FOR UPDATE SKIP LOCKED
+), resent AS (
+    UPDATE transaction_attempts a SET lease_until = now() + make_interval(secs => %(lease_s)s)
+    FROM signed s WHERE (a.tenant_id, a.txid) = (s.tenant_id, s.txid)
+), poor AS (
+    UPDATE wallet_reservations SET waits_until = NULL
+    WHERE waits_until > now() + make_interval(secs => %(pause_s)s)
+)
+SELECT count(*) FROM early
+
 -- name: reclaim
 -- Of workers that died.
 -- What somebody has locked is left for the next time: nobody waits here for rows in an order of their own.
@@ -106,7 +145,7 @@ WITH RECURSIVE keys AS (
     SELECT h.tenant_id, h.id FROM keys k CROSS JOIN LATERAL (
         SELECT t.tenant_id, t.id, t.held, t.not_before_block FROM transactions t
         WHERE t.tenant_id = k.tenant_id AND t.fifo_key = k.fifo_key AND t.state IN ('queued', 'signed', 'sent')
-        ORDER BY t.id LIMIT 1
+        ORDER BY t.arrival LIMIT 1
     ) h
     WHERE h.held AND (h.not_before_block IS NULL OR h.not_before_block <= %(height)s + 1)
       AND NOT EXISTS (

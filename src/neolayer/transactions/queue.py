@@ -3,6 +3,8 @@
 A worker owns what it leased as long as it renews the lease; when it dies, others take it up once the lease ends.
 """
 
+import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,12 +14,17 @@ import msgspec
 
 from neolayer.chain.market import Speed
 from neolayer.core.ids import uuid7
-from neolayer.db.pool import Database
+from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
 from neolayer.transactions.grouping import Traffic
 from neolayer.transactions.model import HEAD_START_S
 
 _SQL: Final = load_queries("neolayer.transactions")
+_log = logging.getLogger(__name__)
+#: The database's clock has gone back when it is so much behind what passed here; seconds.
+CLOCK_STEP_S: Final = 2.0
+#: No pause between tries is longer; seconds.
+LONGEST_PAUSE_S: Final = 10.0
 #: Recent blocks from which traffic is judged.
 RECENT_BLOCKS: Final = 8
 
@@ -60,6 +67,10 @@ class Queue:
     def __init__(self, database: Database, *, lease_s: float) -> None:
         self._database = database
         self._lease_s = lease_s
+        #: How far the database's clock was ahead of our monotonic one; seconds. None before it was asked.
+        self._ahead_s: float | None = None
+        #: Monotonic; times of a clock that was ahead are looked for until then.
+        self._mend_until_s = 0.0
 
     async def lease(self, limit: int) -> Batch:
         """Up to ``limit`` intents that are due, tenants in turn, in the order of their ranks."""
@@ -117,10 +128,31 @@ class Queue:
         """
         async with self._database.transaction() as connection:
             await connection.execute(_SQL["lock_queue"])
+            await self._heed_clock(connection)
             await connection.execute(_SQL["reclaim"])
             if height is not None:
                 await connection.execute(_SQL["release_scheduled"], {"height": height})
                 await connection.execute(_SQL["release_fifo"], {"height": height})
+
+    async def _heed_clock(self, connection: Connection) -> None:
+        """When the database's clock went back, nothing is to wait until it gets where it was.
+
+        It may have done so while no worker ran, so the first look counts as if it had. Rows that somebody has
+        locked just then are reached by the looks that follow. Going forward needs nothing: leases end early,
+        and what their holders store or send then is refused or known already.
+        """
+        row = await (await connection.execute(_SQL["clock"])).fetchone()
+        assert row is not None
+        now_s = time.monotonic()
+        ahead_s = row[0] - now_s
+        if self._ahead_s is None or ahead_s < self._ahead_s - CLOCK_STEP_S:
+            if self._ahead_s is not None:
+                _log.warning("the database's clock went back by %.0f s", self._ahead_s - ahead_s)
+            self._mend_until_s = now_s + self._lease_s
+        self._ahead_s = ahead_s
+        if now_s <= self._mend_until_s:
+            params = {"lease_s": self._lease_s, "pause_s": LONGEST_PAUSE_S}
+            await connection.execute(_SQL["clock_went_back"], params)
 
     async def traffic(self, network: int, *, block_capacity: int, pooled: int) -> Traffic:
         params = {"network": network, "blocks": RECENT_BLOCKS}
