@@ -3,7 +3,9 @@
 import asyncio
 import random
 import sys
+import time
 
+import psycopg
 import pytest
 
 from tests.proxy import NodeProxy, everything, nothing, sending
@@ -141,6 +143,51 @@ async def test_two_worker_processes_on_one_queue_and_one_of_them_killed(
     views = [await system.settled(view["id"]) for view in accepted]
     assert {view["state"] for view in views} == {"confirmed"}
     assert await effects(system, first_block, amounts) == sorted(amounts)
+
+
+async def test_a_worker_that_hangs_is_stood_in_for_and_does_nothing_twice_when_it_wakes(
+    system_behind_proxy: tuple[System, NodeProxy],
+) -> None:
+    """It leads the following of the chain and holds leases; the other process has both within five seconds."""
+    system, _ = system_behind_proxy
+    first_block = await system.rpc("getblockcount")
+    amounts = set(range(6000, 6040))
+    hanging = [process for process in system.processes() if "worker" in process.cmdline()]
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "neolayer", "worker"),
+        env=system.environ_of_parts,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert second.stdout is not None
+        assert b"ready" in await second.stdout.readline()
+        accepted = [await system.transfer("default", RECEIVER, amount) for amount in sorted(amounts)]
+        for process in hanging:
+            process.suspend()
+        hung_at = time.monotonic()
+        height = await system.rpc("getblockcount")
+        async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as connection:
+
+            async def followed() -> bool:
+                row = await (await connection.execute("SELECT max(index) FROM chain_blocks")).fetchone()
+                assert row is not None
+                return int(row[0]) >= height
+
+            await system.eventually(followed)
+        assert time.monotonic() - hung_at < 5 + 1  # the block itself took up to a second
+        views = [await system.settled(view["id"]) for view in accepted]
+        for process in hanging:
+            process.resume()
+        last = await system.transfer("default", RECEIVER, 6040)
+        views.append(await system.settled(last["id"]))
+        assert {view["state"] for view in views} == {"confirmed"}
+        assert await effects(system, first_block, amounts | {6040}) == sorted(amounts | {6040})
+    finally:
+        for process in hanging:
+            process.resume()
+        second.kill()
+        await second.wait()
 
 
 async def test_a_node_that_is_down_delays_and_loses_nothing(system_behind_proxy: tuple[System, NodeProxy]) -> None:

@@ -1,6 +1,9 @@
 """Notices reach other connections after the commit, and a lost connection means: anything may have changed."""
 
 import asyncio
+import contextlib
+import signal
+import sys
 
 import psycopg
 import pytest
@@ -83,3 +86,48 @@ async def test_there_is_one_leader_and_another_takes_over(database_url: str) -> 
     finally:
         for task in tasks.values():
             task.cancel()
+
+
+#: A process that says so when it leads.
+_LEADER = """
+import asyncio, sys
+from neolayer.db.leader import lead
+
+async def work():
+    print("leads", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(lead(sys.argv[1], "test", work))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_leader_that_dies_or_hangs_is_followed_within_five_seconds(
+    database_url: str, end: signal.Signals
+) -> None:
+    first = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _LEADER, database_url), stdout=asyncio.subprocess.PIPE
+    )
+    leads = asyncio.Event()
+
+    async def work() -> None:
+        leads.set()
+        await asyncio.Event().wait()
+
+    second = None
+    try:
+        assert first.stdout is not None
+        async with asyncio.timeout(20):
+            assert await first.stdout.readline() == b"leads\n"
+        second = asyncio.create_task(lead(database_url, "test", work))
+        await asyncio.sleep(4)
+        assert not leads.is_set()  # it lives, and is left alone
+        first.send_signal(end)
+        async with asyncio.timeout(5):
+            await leads.wait()
+    finally:
+        if second is not None:
+            second.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            first.kill()
+        await first.wait()
