@@ -9,7 +9,7 @@ from perf.stats import Interval, median, ratio
 async def monitoring(bench: Bench) -> list[str]:
     options, stand = bench.options, await bench.stand(grouping=False)
     used: dict[str, dict[bool, list[float]]] = {
-        name: {False: [], True: []} for name in ("calls", "requests", "statements", "cpu_s", "waits")
+        name: {False: [], True: []} for name in ("calls", "requests", "messages", "statements", "cpu_s")
     }
     async with Child.beside(stand.system.database_url, bench.node.devnet.rpc_url) as child:
         # The system's own follower leaves the leader's lock to it, and stands by when its process is back.
@@ -24,6 +24,7 @@ async def monitoring(bench: Bench) -> list[str]:
                 used[name][follows].append(value / options.monitor_count)
             each = ", ".join(f"{name} {used[name][follows][-1]:.4f}" for name in figures)
             print(f"{'follow' if follows else 'poll'}: {each}", flush=True)
+    pushed = median(used["messages"][True]).format("{:.3f}")
     rows = []
     for name, title, unit, pattern in (
         ("requests", "HTTP requests", 1, "{:.4f}"),
@@ -50,5 +51,6 @@ async def monitoring(bench: Bench) -> list[str]:
         "| for each confirmed transaction | polling | following | less | aim | |",
         "|---|---|---|---|---|---|",
         *rows,
+        f"| WebSocket messages, which nobody asks for one by one | 0 | {pushed} | | | |",
         "",
     ]

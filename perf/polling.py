@@ -3,7 +3,7 @@
 Run beside a system whose own follower it takes the place of, by holding the leader's lock. A line on stdin says
 what to do, ``follow``, ``poll`` or ``rest``; a line on stdout answers with what was used since the line before:
 
-    {"calls": …, "requests": …, "statements": …, "cpu_s": …}
+    {"calls": …, "requests": …, "messages": …, "statements": …, "cpu_s": …}
 
     python -m perf.polling <url of the database> <url of the node>
 """
@@ -20,6 +20,7 @@ from typing import Any, Final
 import aiohttp
 import psycopg
 
+from neolayer.chain.follower import BlockFollower
 from neolayer.chain.rpc import Block, RpcClient
 from neolayer.core.types import Hash256
 from neolayer.db.leader import lead
@@ -39,28 +40,31 @@ class Meter:
 
     def __init__(self) -> None:
         self.calls = self.requests = self.statements = 0
+        self.follower: BlockFollower | None = None
 
     def read(self) -> dict[str, float]:
         return {
             "calls": self.calls,
             "requests": self.requests,
+            "messages": self.follower.messages if self.follower else 0,
             "statements": self.statements,
             "cpu_s": time.process_time(),
         }
 
 
-def meter_http(meter: Meter) -> None:
-    """Count what this process asks the node, where aiohttp sends it."""
-    send = aiohttp.ClientSession._request
+def meter_http(session: aiohttp.ClientSession, meter: Meter) -> None:
+    """Count what this session asks the node, by the bodies that it sends."""
 
-    async def counted(self: aiohttp.ClientSession, method: str, url: Any, **options: Any) -> Any:
-        if body := options.get("data"):
-            request = json.loads(body)
+    async def sent(_: Any, __: Any, params: aiohttp.TraceRequestChunkSentParams) -> None:
+        if params.chunk:
+            request = json.loads(params.chunk)
             meter.requests += 1
             meter.calls += len(request) if isinstance(request, list) else 1
-        return await send(self, method, url, **options)
 
-    aiohttp.ClientSession._request = counted  # type: ignore[method-assign]
+    trace = aiohttp.TraceConfig()
+    trace.on_request_chunk_sent.append(sent)
+    trace.freeze()
+    session.trace_configs.append(trace)
 
 
 class MeteredDatabase(Database):
@@ -135,6 +139,7 @@ class Switch:
                 task = None
             if line != "rest":
                 monitor = (Monitor if line == "follow" else Poller)(*self._parts, resend_after_blocks=1000)
+                self._meter.follower = monitor.follower
                 task = asyncio.create_task(monitor.run())
                 if line == "follow":
                     # It catches up with blocks that were made meanwhile.
@@ -186,8 +191,8 @@ class Child:
 
 async def main(database_url: str, rpc_url: str) -> None:
     meter = Meter()
-    meter_http(meter)
     database, rpc = MeteredDatabase(database_url, meter), RpcClient([rpc_url])
+    meter_http(rpc.session, meter)
     await database.open()
     try:
         await lead(database_url, "block-follower", Switch(database, rpc, meter).run)

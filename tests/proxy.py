@@ -18,6 +18,8 @@ from aiohttp import web
 type Rule = Callable[[str], bool]
 #: Changes the result of one call: method and result → result. Events of blocks come as method ``block_added``.
 type Rewrite = Callable[[str, Any], Any]
+#: An event of a WebSocket → those that are sent in its place.
+type EventRule = Callable[[dict[str, Any]], list[dict[str, Any]]]
 #: A call's method and parameters → the error that it is answered with, or None.
 type Objection = Callable[[str, list[Any]], dict[str, Any] | None]
 
@@ -44,6 +46,10 @@ def no_objection(_: str, __: list[Any]) -> None:
 
 def unchanged(_: str, result: Any) -> Any:
     return result
+
+
+def as_they_come(event: dict[str, Any]) -> list[dict[str, Any]]:
+    return [event]
 
 
 def higher_by(blocks: int) -> Rewrite:
@@ -73,6 +79,8 @@ class NodeProxy:
         self.delay_s = 0.0
         #: What becomes of results, in batches too.
         self.rewrite: Rewrite = unchanged
+        #: What becomes of events.
+        self.events: EventRule = as_they_come
         #: WebSockets stay open and bring nothing more.
         self.mute = False
         #: Whether there are WebSockets at all: a C# node has none.
@@ -82,6 +90,8 @@ class NodeProxy:
         self.swallowed = 0
         #: Requests that came, by method.
         self.asked: Counter[str] = Counter()
+        #: Calls that came, by method, each of a batch.
+        self.calls: Counter[str] = Counter()
         #: Transactions (Base64) that the node took and whose sender was not told.
         self.taken_unheard: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -115,7 +125,7 @@ class NodeProxy:
         """End all faults."""
         self.hold = self.drop_answer = self.swallow = self.refuse = self.answer_instead = nothing
         self.delay_s, self.rewrite, self.mute, self.websockets = 0.0, unchanged, False, True
-        self.objection = no_objection
+        self.objection, self.events = no_objection, as_they_come
 
     def cut_websockets(self) -> None:
         for websocket in self._open:
@@ -127,6 +137,7 @@ class NodeProxy:
         body = await request.json()
         method = body[0]["method"] if isinstance(body, list) else body["method"]
         self.asked[method] += 1
+        self.calls.update(one["method"] for one in (body if isinstance(body, list) else [body]))
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.refuse(method):
@@ -172,12 +183,15 @@ class NodeProxy:
                 reply["result"] = self.rewrite(methods[reply["id"]], reply["result"])
         return answer
 
-    def _rewritten_event(self, text: str) -> str:
+    def _changed_events(self, text: str) -> list[str]:
+        if self.rewrite is unchanged and self.events is as_they_come:
+            return [text]
         event = json.loads(text)
-        if self.rewrite is unchanged or event.get("method") != "block_added":
-            return text
-        event["params"][0] = self.rewrite("block_added", event["params"][0])
-        return json.dumps(event)
+        if "method" not in event:
+            return [text]
+        if event["method"] == "block_added":
+            event["params"][0] = self.rewrite("block_added", event["params"][0])
+        return [json.dumps(one) for one in self.events(event)]
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None
@@ -206,7 +220,8 @@ class NodeProxy:
         with contextlib.suppress(ConnectionError):
             async for message in far:
                 if not self.mute:
-                    await near.send_str(self._rewritten_event(message.data))
+                    for text in self._changed_events(message.data):
+                        await near.send_str(text)
         await near.close()
 
     def _note_unheard(self, request: Any, answer: Any) -> None:

@@ -9,6 +9,7 @@ import aiohttp.web
 import pytest
 
 from neolayer.chain.asking import fenced
+from neolayer.chain.executions import Executions
 from neolayer.chain.follower import BlockFollower, Cursor
 from neolayer.chain.rpc import Block, PoolOptions, RpcClient
 from neolayer.chain.scripts import build_script
@@ -23,6 +24,8 @@ class Ledger:
     def __init__(self) -> None:
         self.cursor: Cursor | None = None
         self.blocks: list[Block] = []
+        #: By the index of their block.
+        self.heard: dict[int, Executions] = {}
         self.rewound: list[Cursor] = []
         self.fail_before: set[int] = set()
         self.fail_after: set[int] = set()
@@ -34,13 +37,14 @@ class Ledger:
         assert self.cursor is None
         self.cursor = cursor
 
-    async def process(self, block: Block) -> None:
+    async def process(self, block: Block, executions: Executions) -> None:
         assert self.cursor is not None
         assert (block.index, block.previous) == (self.cursor.index + 1, self.cursor.hash)
         if block.index in self.fail_before:
             self.fail_before.remove(block.index)
             raise ConnectionError("the database is away")
         self.blocks.append(block)
+        self.heard[block.index] = executions
         self.cursor = Cursor(block.index, block.hash)
         if block.index in self.fail_after:
             self.fail_after.remove(block.index)

@@ -74,9 +74,14 @@ class InvokeResult(msgspec.Struct, frozen=True):
         return self.state == "HALT"
 
 
-class ApplicationLog(msgspec.Struct, frozen=True):
-    """What a transaction did when its block ran it."""
+#: When it ran: before the block's transactions, as one of them, after them.
+Trigger = Literal["OnPersist", "Application", "PostPersist"]
 
+
+class ApplicationLog(msgspec.Struct, frozen=True):
+    """What a transaction did when its block ran it, or what the block did itself."""
+
+    #: Of the transaction, or of the block.
     hash: Hash256
     #: ``HALT`` or ``FAULT``: then the fees are paid and nothing else happened.
     vmstate: str
@@ -87,6 +92,7 @@ class ApplicationLog(msgspec.Struct, frozen=True):
     stack: list[Any]
     #: ``{contract, eventname, state}``. Empty after a FAULT: nodes keep them, but they did not happen.
     notifications: list[Any]
+    trigger: Trigger = "Application"
 
     @property
     def halted(self) -> bool:

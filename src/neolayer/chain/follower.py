@@ -1,6 +1,7 @@
 """One follower of the chain: every block exactly once, in order, through restarts of either side."""
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -13,8 +14,10 @@ import msgspec
 from neolayer.chain.answers import Block, block_from_json
 from neolayer.chain.asking import fenced
 from neolayer.chain.errors import ChainDiverged, NodeUnavailable
+from neolayer.chain.executions import NOTHING_HEARD, Executions, Hearing
 from neolayer.chain.node import Node
 from neolayer.chain.rpc import RpcClient
+from neolayer.chain.transport import decode
 from neolayer.core.errors import Unavailable
 from neolayer.core.types import Hash256
 
@@ -61,8 +64,10 @@ class BlockConsumer(Protocol):
     async def start_at(self, cursor: Cursor) -> None:
         """First start: store this cursor. Blocks up to it are not processed."""
 
-    async def process(self, block: Block) -> None:
+    async def process(self, block: Block, executions: Executions) -> None:
         """The next block: store its consequences and its cursor in one database transaction.
+
+        ``executions`` are those of this block that the node told of by itself; others can be asked for.
 
         When this raises after the database has committed, the block is not offered again, since the cursor
         is loaded anew.
@@ -105,6 +110,8 @@ class BlockFollower:
         self.error: str | None = None
         #: The node that tells of blocks, without credentials; None before the first one.
         self.source: str | None = None
+        #: Messages that came by WebSocket.
+        self.messages = 0
         #: Monotonic times by URL; seconds.
         self._no_websocket_until: dict[str, float] = {}
         self._avoided: dict[str, float] = {}
@@ -175,11 +182,8 @@ class BlockFollower:
             await asyncio.sleep(block_time_s)
 
     async def _listen(self, websocket: aiohttp.ClientWebSocketResponse, node: Node, block_time_s: float) -> None:
-        subscribe = {"jsonrpc": "2.0", "id": 1, "method": "subscribe", "params": ["block_added"]}
-        await websocket.send_str(msgspec.json.encode(subscribe).decode())
-        reply = await self._receive(websocket, CONNECT_TIMEOUT_S)
-        if reply is None or "result" not in reply:
-            raise _Disconnected(f"no subscription to blocks: {reply}")
+        hearing = Hearing()
+        await self._subscribe(websocket, hearing)
         # Subscribed first, so that no block falls between the catching up and the first event.
         await self._catch_up()
         self.connected, self.error, self.source = "websocket", None, node.name
@@ -197,19 +201,45 @@ class BlockFollower:
                     watch.heard()
                 continue
             watch.heard()
-            if event.get("method") == "event_missed":
+            if event.method == "event_missed":
+                hearing.forget()
                 await self._catch_up()
-            elif event.get("method") == "block_added":
-                block = block_from_json(event["params"][0])
+            elif event.method == "transaction_executed":
+                hearing.hear(event.params)
+            elif event.method == "block_added":
+                block = block_from_json(decode(event.params)[0])
                 node.told_height(block.index, time.monotonic())
                 if self._cursor and (block.index, block.previous) == (
                     self._cursor.index + 1,
                     self._cursor.hash,
                 ):
                     await self._rpc.quorum.confirm(block.index, block.hash, teller=node.url)
-                    await self._process(block)
+                    await self._process(block, hearing.take(block.hash))
                 elif self._cursor is None or block.index > self._cursor.index or block.hash != self._cursor.hash:
                     await self._catch_up()
+
+    async def _subscribe(self, websocket: aiohttp.ClientWebSocketResponse, hearing: Hearing) -> None:
+        """To executions and blocks. A node that tells of blocks only is asked for the rest.
+
+        Raises:
+            _Disconnected: no subscription to blocks.
+        """
+        asked: dict[int | None, str] = dict(enumerate(("transaction_executed", "block_added")))
+        for id_, stream in asked.items():
+            request = {"jsonrpc": "2.0", "id": id_, "method": "subscribe", "params": [stream]}
+            await websocket.send_str(msgspec.json.encode(request).decode())
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            while asked:
+                message = await self._receive(websocket, CONNECT_TIMEOUT_S)
+                if message is None:
+                    raise TimeoutError
+                if message.method == "transaction_executed":
+                    hearing.hear(message.params)
+                stream = asked.pop(message.id, "")
+                if stream and message.error is not None:
+                    log.info("no subscription to %s: %s", stream, message.error)
+                    if stream == "block_added":
+                        raise _Disconnected(f"no subscription to blocks: {message.error}")
 
     def _overdue(self) -> bool:
         """A majority of the nodes has a block that no event has told of."""
@@ -230,17 +260,15 @@ class BlockFollower:
         if node not in pool.selection.ranking.order and node.state(now_s) != "limited":
             raise _Disconnected(f"{node.name} is {node.state(now_s)}: {node.reason(now_s)}")
 
-    async def _receive(
-        self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float
-    ) -> dict[str, Any] | None:
+    async def _receive(self, websocket: aiohttp.ClientWebSocketResponse, timeout_s: float) -> "_Message | None":
         try:
             message = await websocket.receive(timeout_s)
         except TimeoutError:
             return None
         if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             raise _Disconnected(f"the node closed the WebSocket ({message.type.name})")
-        decoded: dict[str, Any] = msgspec.json.decode(message.data)
-        return decoded
+        self.messages += 1
+        return _message(message.data)
 
     async def _catch_up(self) -> None:
         """Process everything up to the latest block that a majority of the nodes has."""
@@ -258,7 +286,7 @@ class BlockFollower:
             blocks = list(_linked(blocks))
             await self._rpc.quorum.confirm(blocks[-1].index, blocks[-1].hash)
             for block in blocks:
-                await self._process(block)
+                await self._process(block, NOTHING_HEARD)
 
     async def _reconcile(self, tip: int) -> Cursor:
         """Make the cursor a block of the node's chain, going back to the last common one if need be.
@@ -291,9 +319,9 @@ class BlockFollower:
             return cursor
         raise ChainDiverged(f"no block in common with the nodes down from {min(tip, cursor.index)}")
 
-    async def _process(self, block: Block) -> None:
+    async def _process(self, block: Block, executions: Executions) -> None:
         with fenced(block.index):
-            await self._consumer.process(block)
+            await self._consumer.process(block, executions)
         self._cursor = Cursor(block.index, block.hash)
         self.height = max(self.height or 0, block.index)
         self.last_block_at = time.time()
@@ -332,6 +360,27 @@ def _linked(blocks: Sequence[Block]) -> Iterator[Block]:
             return
         yield block
         previous = block.hash
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """An answer to a subscription, or an event, whose parameters are decoded by those who want them."""
+
+    id: int | None = None
+    error: Any = None
+    method: str | None = None
+    params: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_read_message: Final = msgspec.json.Decoder(_Message).decode
+
+
+def _message(text: str | bytes) -> _Message:
+    try:
+        return _read_message(text)
+    except msgspec.DecodeError:
+        # A lone surrogate somewhere, which `json` writes as an escape.
+        event = json.loads(text)
+        return _Message(method=event.get("method"), params=msgspec.Raw(json.dumps(event.get("params")).encode()))
 
 
 class _Disconnected(Exception):

@@ -1,18 +1,21 @@
 """From sent to final: what blocks say about our transactions.
 
-One follower confirms everything of a block with one lookup, one batch of application logs and one database
-transaction, which also moves the cursor: after a crash the block is either fully processed or not at all.
+One follower confirms everything of a block with one lookup and one database transaction, which also moves the
+cursor: after a crash the block is either fully processed or not at all. What ran in it the node tells by itself;
+what was not heard is asked for in one batch.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from neolayer.chain.errors import NodeUnavailable
+from neolayer.chain.executions import Executions
 from neolayer.chain.follower import BlockFollower, Cursor
 from neolayer.chain.rpc import MAX_BATCH, ApplicationLog, Block, RpcClient
 from neolayer.chain.seen import SeenBlocks
@@ -79,13 +82,13 @@ class Monitor:
             for known in (*earlier, cursor):
                 await self._seen.advance(connection, known, datetime.now(UTC))
 
-    async def process(self, block: Block) -> None:
+    async def process(self, block: Block, executions: Executions) -> None:
         ours: list[tuple[ApplicationLog, bool]] = []
         if block.transactions:
             params = {"txids": [hash_.data for hash_ in block.transactions]}
             rows = await self._database.fetch(_SQL["ours"], params)
             if rows:
-                logs = await self._rpc.application_logs([Hash256(bytes(txid)) for txid, _ in rows])
+                logs = await self._logs([Hash256(bytes(txid)) for txid, _ in rows], executions)
                 ours = [(log, grouped) for log, (_, grouped) in zip(logs, rows, strict=True)]
         async with self._database.transaction() as connection:
             expired = await self._lock(connection, block, ours)
@@ -112,6 +115,13 @@ class Monitor:
         _log.warning("the chain went back to block %d: %d transactions wait again", cursor.index, undone.rowcount)
 
     # --------------------------------------------------------------------------------------------------
+
+    async def _logs(self, transactions: Sequence[Hash256], executions: Executions) -> list[ApplicationLog]:
+        """In their order; the node is asked for those that were not heard."""
+        logs = {hash_: executions.of_transaction(hash_) for hash_ in transactions}
+        missing = [hash_ for hash_, log in logs.items() if log is None]
+        asked = {log.hash: log for log in await self._rpc.application_logs(missing)} if missing else {}
+        return [log or asked[hash_] for hash_, log in logs.items()]
 
     async def _include(
         self, connection: Connection, block: Block, ours: list[tuple[ApplicationLog, bool]]
