@@ -7,6 +7,7 @@ its first method, except where single calls are answered or changed.
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,7 @@ class NodeProxy:
         self.answer: tuple[int, dict[str, str], bytes] = (429, {"Retry-After": "1"}, b"slow down")
         #: Calls that are answered with an error and never reach the node, while others of their batch do.
         self.objection: Objection = no_objection
-        #: How long each request is kept before it goes on; seconds.
+        #: How long each request is kept before it goes on, and each event; seconds.
         self.delay_s = 0.0
         #: What becomes of results, in batches too.
         self.rewrite: Rewrite = unchanged
@@ -217,12 +218,25 @@ class NodeProxy:
         return near
 
     async def _pass_on(self, far: aiohttp.ClientWebSocketResponse, near: web.WebSocketResponse) -> None:
-        with contextlib.suppress(ConnectionError):
+        # A longer way and not a narrower one: what is on it does not hold up what follows.
+        way: asyncio.Queue[tuple[float, str] | None] = asyncio.Queue()
+
+        async def arrive() -> None:
+            with contextlib.suppress(ConnectionError):
+                while (coming := await way.get()) is not None:
+                    due_s, text = coming
+                    if (left_s := due_s - time.monotonic()) > 0:
+                        await asyncio.sleep(left_s)
+                    await near.send_str(text)
+            await near.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(arrive())
             async for message in far:
                 if not self.mute:
                     for text in self._changed_events(message.data):
-                        await near.send_str(text)
-        await near.close()
+                        way.put_nowait((time.monotonic() + self.delay_s, text))
+            way.put_nowait(None)
 
     def _note_unheard(self, request: Any, answer: Any) -> None:
         many, answers = (request, answer) if isinstance(request, list) else ([request], [answer])
