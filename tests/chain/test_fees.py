@@ -17,11 +17,12 @@ from neolayer.chain.payload import (
     WitnessScope,
     account_of,
 )
-from neolayer.chain.rpc import RpcClient
+from neolayer.chain.rpc import PoolOptions, RpcClient
 from neolayer.chain.scripts import build_script
 from neolayer.core.types import Hash160, Hash256
+from tests.proxy import NodeProxy
 
-from .conftest import Key, NewNode
+from .conftest import Key, NewNode, Node
 
 KEYS = [Key() for _ in range(20)]
 
@@ -54,6 +55,12 @@ async def compare(
     assert policy.network_fee(unsigned, scripts) == await rpc.calculate_network_fee(offered)
 
 
+async def same(fees: Fees, policy: FeePolicy) -> None:
+    """Who reads again is told the same by one script."""
+    await asyncio.sleep(0.3)  # a block time
+    assert dataclasses.replace(await fees.policy(), height=policy.height) == policy
+
+
 @pytest.mark.parametrize(
     ("length", "scripts"), SCRIPTS, ids=[f"{length}-{[len(s) for s in scripts]}" for length, scripts in SCRIPTS]
 )
@@ -76,6 +83,8 @@ async def test_network_fee_with_custom_contracts(rpc: RpcClient) -> None:
 async def test_fractional_factor_and_other_prices(new_node: NewNode) -> None:
     """After the committee set a factor of 17.0003 and another price per byte, both still agree."""
     node = await new_node()
+    again = Fees(node.rpc)
+    await again.policy()
 
     def policy_call(method: str, value: int) -> dict[str, object]:
         argument = {"type": "Integer", "value": value}
@@ -87,6 +96,7 @@ async def test_fractional_factor_and_other_prices(new_node: NewNode) -> None:
         assert (await node.devnet.wait(node.rpc, transaction)).halted
         policy = await Fees(node.rpc).policy()
         assert (policy.exec_fee_pico_factor, policy.fee_per_byte) == (factor, per_byte)
+        await same(again, policy)
         for length, scripts in SCRIPTS[::3] + SCRIPTS[-4:]:
             await compare(node.rpc, policy, length, scripts)
 
@@ -94,6 +104,8 @@ async def test_fractional_factor_and_other_prices(new_node: NewNode) -> None:
 async def test_prices_of_attributes_are_part_of_it(new_node: NewNode) -> None:
     """Each signer pays for each Conflicts; NotValidBefore is paid for once."""
     node = await new_node()
+    again = Fees(node.rpc)
+    await again.policy()
     named = [Conflicts(Hash256(bytes([n] * 32))) for n in range(3)]
     cases = (SINGLE[:1], SINGLE[:3], [multisig(4, 7), SINGLE[0]])
     for conflicts, not_valid_before in ((0, 0), (12_345, 0), (7, 100_001)):
@@ -109,6 +121,7 @@ async def test_prices_of_attributes_are_part_of_it(new_node: NewNode) -> None:
         )
         assert (await node.devnet.wait(node.rpc, await node.devnet.send(node.rpc, script))).halted
         policy = await Fees(node.rpc).policy()
+        await same(again, policy)
         for scripts in cases:
             await compare(node.rpc, policy, 100, scripts, NotValidBefore(1))
             await compare(node.rpc, policy, 100, scripts, *named)
@@ -130,6 +143,24 @@ async def test_policy_is_read_once_per_block(rpc: RpcClient) -> None:
     later = await fees.policy()
     assert later.height > policies[0].height
     assert (later.fee_per_byte, later.exec_fee_pico_factor, later.storage_price) == (1000, 300_000, 100_000)
+
+
+async def test_after_the_first_time_the_policy_is_one_question_and_the_height(node: Node) -> None:
+    """The first reading finds out what the contract has methods for."""
+    proxy = NodeProxy(node.devnet.rpc_url)
+    await proxy.start()
+    rpc = RpcClient([proxy.url], options=PoolOptions(select=False))
+    fees = Fees(rpc)
+    try:
+        singly = await fees.policy()
+        await asyncio.sleep(0.5)
+        proxy.calls.clear()
+        together = await fees.policy()
+        assert proxy.calls == {"getblockcount": 1, "invokescript": 1}
+        assert dataclasses.replace(together, height=singly.height) == singly
+    finally:
+        await rpc.aclose()
+        await proxy.close()
 
 
 def test_other_scripts_have_no_local_price() -> None:

@@ -1,6 +1,7 @@
 """Network fees computed here, equal to the node's ``calculatenetworkfee``."""
 
 import asyncio
+import base64
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Final
 from neolayer.chain.errors import ExecutionFaulted, RpcError
 from neolayer.chain.payload import Conflicts, NotValidBefore, UnsignedTransaction, var_int
 from neolayer.chain.rpc import RpcClient, invoke_result_from_json
-from neolayer.chain.scripts import NATIVE_CONTRACTS
+from neolayer.chain.scripts import NATIVE_CONTRACTS, build_script
 
 #: Unit of the execution fee factor since hardfork Faun (neo-go `vm.ExecFeeFactorMultiplier`).
 PICO_PER_DATOSHI: Final = 10_000
@@ -20,6 +21,21 @@ _PUSH_INT: Final = 1
 _CHECK_SIGNATURE: Final = 1 << 15
 #: Types of the attributes that we write.
 _ATTRIBUTES: Final = (NotValidBefore.TYPE, Conflicts.TYPE)
+
+_POLICY: Final = str(NATIVE_CONTRACTS["PolicyContract"])
+#: What is asked of the Policy contract, by names of our own.
+_QUESTIONS: Final[dict[str, dict[str, Any]]] = {
+    method: {"contract": _POLICY, "method": method, "args": []}
+    for method in ("getFeePerByte", "getExecFeeFactor", "getExecPicoFeeFactor", "getStoragePrice")
+} | {
+    f"getAttributeFee {type_}": {
+        "contract": _POLICY,
+        "method": "getAttributeFee",
+        "args": [{"type": "Integer", "value": str(type_)}],
+    }
+    for type_ in _ATTRIBUTES
+}
+_SCRIPT: Final = base64.b64encode(build_script(list(_QUESTIONS.values()))).decode()
 
 _CHECK_SIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckSig").digest()[:4]
 _CHECK_MULTISIG: Final = b"\x41" + hashlib.sha256(b"System.Crypto.CheckMultisig").digest()[:4]
@@ -119,6 +135,8 @@ class Fees:
         self._policy: FeePolicy | None = None
         self._fresh_until = 0.0
         self._reading: asyncio.Task[FeePolicy] | None = None
+        #: The contract has a method for every question; a later hardfork may bring what is missing.
+        self._tells_all = False
 
     async def policy(self) -> FeePolicy:
         """At most one block time old; `FeePolicy.height` comes with it at no further call.
@@ -135,36 +153,53 @@ class Fees:
 
     async def _read(self) -> FeePolicy:
         asked_at = time.monotonic()
-        methods = ("getFeePerByte", "getExecFeeFactor", "getExecPicoFeeFactor", "getStoragePrice")
-        contract = str(NATIVE_CONTRACTS["PolicyContract"])
-        types = [{"type": "Integer", "value": type_} for type_ in _ATTRIBUTES]
-        count, *replies = await self._rpc.batch(
-            [
-                ("getblockcount", []),
-                *(("invokefunction", [contract, method, []]) for method in methods),
-                *(("invokefunction", [contract, "getAttributeFee", [type_]]) for type_ in types),
-            ]
-        )
-        if isinstance(count, RpcError):
-            raise count
-        per_byte, factor, pico_factor, storage_price, *attribute_fees = map(_number, replies)
-        if per_byte is None or factor is None or storage_price is None:
-            raise ExecutionFaulted("the Policy contract does not tell its values")
-        self._policy = FeePolicy(
-            height=count - 1,
-            fee_per_byte=per_byte,
-            # Chains before Faun have no such method, and whole factors only.
-            exec_fee_pico_factor=factor * PICO_PER_DATOSHI if pico_factor is None else pico_factor,
-            storage_price=storage_price,
-            # Chains that do not price attributes have no such method.
-            attribute_fees={type_: fee or 0 for type_, fee in zip(_ATTRIBUTES, attribute_fees, strict=True)},
-        )
+        height, values = await self._told_together() or await self._told_singly()
+        try:
+            self._policy = FeePolicy(
+                height=height,
+                fee_per_byte=values["getFeePerByte"],
+                # Chains before Faun have no such method, and whole factors only.
+                exec_fee_pico_factor=values.get(
+                    "getExecPicoFeeFactor", values["getExecFeeFactor"] * PICO_PER_DATOSHI
+                ),
+                storage_price=values["getStoragePrice"],
+                # Chains that do not price attributes have no such method.
+                attribute_fees={type_: values.get(f"getAttributeFee {type_}", 0) for type_ in _ATTRIBUTES},
+            )
+        except KeyError as error:
+            raise ExecutionFaulted(f"the Policy contract does not tell {error.args[0]}") from None
+        self._tells_all = len(values) == len(_QUESTIONS)
         self._fresh_until = asked_at + (await self._rpc.version()).ms_per_block / 1000
         return self._policy
 
+    async def _told_together(self) -> tuple[int, dict[str, int]] | None:
+        """Height and values by one script; None when the contract does not tell them so."""
+        if not self._tells_all:
+            return None
+        count, reply = await self._rpc.batch([("getblockcount", []), ("invokescript", [_SCRIPT])])
+        result = invoke_result_from_json(_answer(reply))
+        if not result.halted:
+            return None
+        return _answer(count) - 1, {
+            name: int(item["value"]) for name, item in zip(_QUESTIONS, result.stack, strict=True)
+        }
 
-def _number(reply: Any) -> int | None:
+    async def _told_singly(self) -> tuple[int, dict[str, int]]:
+        """The same by one question each: what the contract has no method for ends in FAULT and is left out."""
+        calls = [
+            ("invokefunction", [question["contract"], question["method"], question["args"]])
+            for question in _QUESTIONS.values()
+        ]
+        count, *replies = await self._rpc.batch([("getblockcount", []), *calls])
+        results = [invoke_result_from_json(_answer(reply)) for reply in replies]
+        return _answer(count) - 1, {
+            name: int(result.stack[0]["value"])
+            for name, result in zip(_QUESTIONS, results, strict=True)
+            if result.halted
+        }
+
+
+def _answer(reply: Any) -> Any:
     if isinstance(reply, RpcError):
         raise reply
-    result = invoke_result_from_json(reply)
-    return int(result.stack[0]["value"]) if result.halted else None
+    return reply
