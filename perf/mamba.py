@@ -108,7 +108,7 @@ async def through_api(stand: Stand, count: int, *, at_once: bool) -> Sent:
         async with limit:
             view = await stand.system.transfer("default", RECEIVER, 1 + number, sender=stand.wallet["address"])
         while view["state"] in ("queued", "signed", "sent"):
-            view = await stand.system.get(f"/transactions/{view['id']}", wait=60, after=view["event"])
+            view = await stand.system.get(f"/transactions/{view['id']}", wait=60, until="final")
         failures.update([] if view["state"] == "confirmed" else [view["state"]])
 
     calls, began = await stand.node.calls(), time.monotonic()

@@ -110,7 +110,7 @@ class Behind:
         """When it was due, and what it took; ms."""
         view = await self._system.transfer("default", RECEIVER, amount, sender=self._address)
         while view["state"] in ("queued", "signed", "sent"):
-            view = await self._system.get(f"/transactions/{view['id']}", wait=30, after=view["event"])
+            view = await self._system.get(f"/transactions/{view['id']}", wait=30, until="final")
         assert view["state"] == "confirmed", view
         return due_s, (time.perf_counter() - due_s) * 1000
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,6 +41,22 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 15)
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.05)
+
+
+async def test_what_is_accepted_is_shown_as_it_will_be_read(room: Room) -> None:
+    """The answer to the request is made without reading what was stored."""
+    plus_two = timezone(timedelta(hours=2))
+    cases: list[dict[str, Any]] = [
+        {},
+        {"max_fee": "1.5", "priority": "critical", "group": "never", "speed": "urgent"},
+        {"not_before": datetime(2090, 5, 1, 12, tzinfo=plus_two), "not_before_block": 7, "fifo_key": "a"},
+        {"valid_for_blocks": 5000, "on_expiry": "rebuild"},
+    ]
+    for settings in cases:
+        accepted = await room.submit(stranger(), 1, **settings)
+        stored = await room.show(accepted)
+        assert accepted == stored
+        assert msgspec.json.encode(accepted) == msgspec.json.encode(stored)
 
 
 @pytest.mark.parametrize("group", ["auto", "never"])

@@ -21,7 +21,12 @@ type Handler = Callable[[str], None]
 
 async def notify(connection: Connection, topic: str, payload: str = "") -> None:
     """Tell all processes once the surrounding transaction commits."""
-    await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, f"{topic} {payload}"))
+    await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, notice(topic, payload)))
+
+
+def notice(topic: str, payload: str = "") -> str:
+    """What `pg_notify` is to send on `CHANNEL`, for statements that do more than that."""
+    return f"{topic} {payload}"
 
 
 class NoticeListener:

@@ -1,5 +1,6 @@
 """What a transaction costs, and whether it would succeed: simulation, fees, balance."""
 
+import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,13 +102,19 @@ class Pricing:
         Raises:
             InsufficientGas: it cannot.
         """
-        balance = await self._rpc.balance_of(GAS, wallet.script_hash)
-        needed = gas_asked
-        if balance >= needed:
-            price, result = await self.price(wallet, script, max_fee, speed)
-            needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
+        # At once, as neither needs the other's answer.
+        priced = asyncio.create_task(self.price(wallet, script, max_fee, speed))
+        try:
+            balance = await self._rpc.balance_of(GAS, wallet.script_hash)
+            needed = gas_asked
             if balance >= needed:
-                return price
+                price, result = await priced
+                needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
+                if balance >= needed:
+                    return price
+        finally:
+            priced.cancel()
+            await asyncio.gather(priced, return_exceptions=True)
         raise InsufficientGas(
             f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
             balance=gas_text(balance),

@@ -10,10 +10,24 @@ WITH inserted AS (
             coalesce(%(not_before)s, clock_timestamp()),
             greatest(%(not_before)s, clock_timestamp()) - make_interval(secs => %(head_start_s)s), 'queued')
     ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
-    RETURNING tenant_id, id, state
+    RETURNING tenant_id, id, state, created_at, updated_at
+), event AS (
+    INSERT INTO transaction_events (tenant_id, transaction_id, number, state)
+    SELECT tenant_id, id, 1, state FROM inserted
+), told AS (
+    SELECT pg_notify(%(channel)s, %(notice)s) FROM inserted
 )
-INSERT INTO transaction_events (tenant_id, transaction_id, number, state)
-SELECT tenant_id, id, 1, state FROM inserted
+SELECT created_at, updated_at FROM inserted, told
+
+-- name: terms
+-- On which a transaction is accepted: what pauses its wallet and its tenant, what the wallet may spend, and whether
+-- there is one with its key.
+SELECT w.pause_reason, n.pause_reason, l.max_fee_per_transaction, l.max_fee_per_day, t.id, t.request_hash
+FROM wallets w
+JOIN tenants n ON n.id = w.tenant_id
+LEFT JOIN wallet_limits l ON (l.tenant_id, l.wallet_id) = (w.tenant_id, w.id)
+LEFT JOIN transactions t ON (t.tenant_id, t.idempotency_key) = (w.tenant_id, %(idempotency_key)s)
+WHERE w.tenant_id = %(tenant_id)s AND w.id = %(wallet_id)s
 
 -- name: by_key
 SELECT id, request_hash FROM transactions
@@ -66,9 +80,6 @@ SELECT state, count(*) FROM transactions GROUP BY state
 -- Of a tenant, and of all.
 SELECT (SELECT count(*) FROM transactions WHERE state = 'queued' AND tenant_id = %(tenant_id)s),
        (SELECT count(*) FROM transactions WHERE state = 'queued')
-
--- name: tenant_pause
-SELECT pause_reason FROM tenants WHERE id = %(tenant_id)s AND paused_at IS NOT NULL
 
 -- --- the queue: these run one after the other, under `lock_queue` ---------------------------------------------
 

@@ -1,6 +1,6 @@
 """``/api/v1/transactions``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from litestar import Controller, Response, get, post, put
@@ -84,8 +84,11 @@ class TransactionsController(Controller):
         after: Annotated[
             int | None, QueryParameter(ge=0, description="`event` of what was seen last: a later one is a change.")
         ] = None,
+        until: Annotated[
+            Literal["change", "final"], QueryParameter(description="What is waited for: `final`, its last state.")
+        ] = "change",
     ) -> TransactionView:
-        return await waiting.show(principal.tenant_id, _id(transaction_id), wait, after)
+        return await waiting.show(principal.tenant_id, _id(transaction_id), wait, after, final=until == "final")
 
     @post("/{transaction_id:str}/cancel", status_code=202, summary="Cancel it, if that is in time")
     async def cancel(

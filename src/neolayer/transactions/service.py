@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,12 +16,12 @@ from neolayer.chain.scripts import build_script
 from neolayer.core.errors import IdempotencyMismatch, InvalidRequest, MalformedJson
 from neolayer.core.ids import uuid7
 from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
-from neolayer.db.notices import notify
+from neolayer.db.notices import CHANNEL, notice
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.transactions.backpressure import QueueBound
 from neolayer.transactions.errors import OtherNetwork, SimulationFaulted, TenantPaused, TransactionNotFound
-from neolayer.transactions.limits import FeeLimits, bound
+from neolayer.transactions.limits import FeeLimits, Limits, bound
 from neolayer.transactions.model import (
     HEAD_START_S,
     TOPIC,
@@ -95,11 +97,10 @@ class Transactions:
             WalletPaused, TenantPaused: nothing is signed for it just now.
             QueueFull: too many are waiting.
         """
-        wallet = await self._wallets.find(tenant_id, request.wallet)
+        wallet = await self._wallets.named(tenant_id, request.wallet)
         if request.not_before is not None and request.not_before.year not in _YEARS:
             raise InvalidRequest(f"not_before: a year from {_YEARS[0]} to {_YEARS[-1]}")
         script = build_script(request.calls)
-        priority = Priority[request.priority.upper()]
         max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
         request_hash = hashlib.sha256(_encode_sorted(request)).digest()
         id = uuid7()
@@ -107,9 +108,10 @@ class Transactions:
         key = str(id)
         if idempotency_key is not None:
             key = idempotency_key if execution_id else f"client:{idempotency_key}"
-        if idempotency_key is not None and (found := await self._same(tenant_id, key, request_hash)):
-            return found, False
-        await self._check_pauses(wallet)
+        terms = await self._terms(wallet, key)
+        if terms.found is not None:
+            return await self._same(tenant_id, terms.found, request_hash), False
+        terms.check_pauses(wallet)
         await self._bound.admit(tenant_id)
         network = request.network
         try:
@@ -118,49 +120,67 @@ class Transactions:
         except NodeUnavailable as error:
             price = None
             untried = error
-        limits = await self._limits.of(wallet)
-        max_fee = bound(wallet, limits, max_fee, None if price is None else price.total)
+        max_fee = bound(wallet, terms.limits, max_fee, None if price is None else price.total)
         if price is None:
-            if limits.max_fee_per_day is not None and max_fee is None:
+            if terms.limits.max_fee_per_day is not None and max_fee is None:
                 raise untried  # what it may cost is not known, so it cannot be counted
             _log.warning("transaction %s queued untried: %s", id, untried.detail)
-
-        async with self._database.transaction() as connection:
-            inserted = await connection.execute(
-                _SQL["insert"],
-                {
-                    "tenant_id": tenant_id,
-                    "id": id,
-                    "wallet_id": wallet.id,
-                    "idempotency_key": key,
-                    "request_hash": request_hash,
-                    "calls": msgspec.json.encode(request.calls).decode(),
-                    "script": script,
-                    "call_count": len(request.calls),
-                    "priority": priority,
-                    "head_start_s": HEAD_START_S[priority],
-                    "valid_for_blocks": request.valid_for_blocks,
-                    "max_fee": max_fee,
-                    "grouping": request.group,
-                    "fifo_key": request.fifo_key,
-                    "not_before": request.not_before,
-                    "not_before_block": request.not_before_block,
-                    "on_expiry": request.on_expiry,
-                    "speed": request.speed,
-                    "execution_id": execution_id,
-                    "network": network,
-                },
-            )
-            new = inserted.rowcount == 1
-            if new:
-                if max_fee is not None and limits.max_fee_per_day is not None:
-                    await self._limits.count(connection, wallet, id, max_fee)
-                await notify(connection, TOPIC)
-        if not new:
-            found = await self._same(tenant_id, key, request_hash)
+        priority = Priority[request.priority.upper()]
+        params = {
+            "tenant_id": tenant_id,
+            "id": id,
+            "wallet_id": wallet.id,
+            "idempotency_key": key,
+            "request_hash": request_hash,
+            "calls": msgspec.json.encode(request.calls).decode(),
+            "script": script,
+            "call_count": len(request.calls),
+            "priority": priority,
+            "head_start_s": HEAD_START_S[priority],
+            "valid_for_blocks": request.valid_for_blocks,
+            "max_fee": max_fee,
+            "grouping": request.group,
+            "fifo_key": request.fifo_key,
+            "not_before": request.not_before,
+            "not_before_block": request.not_before_block,
+            "on_expiry": request.on_expiry,
+            "speed": request.speed,
+            "execution_id": execution_id,
+            "network": network,
+        }
+        counted = max_fee if terms.limits.max_fee_per_day is not None else None
+        times = await self._insert(wallet, params, counted)
+        if times is None:
+            found = (await self._terms(wallet, key)).found
             assert found is not None
-            return found, False
-        return await self.show(tenant_id, id), True
+            return await self._same(tenant_id, found, request_hash), False
+        return _queued(wallet, request, id, max_fee, execution_id, *times), True
+
+    async def _terms(self, wallet: Wallet, key: str) -> "_Terms":
+        params = {"tenant_id": wallet.tenant_id, "wallet_id": wallet.id, "idempotency_key": key}
+        row = await self._database.fetch_one(_SQL["terms"], params)
+        assert row is not None
+        wallet_pause, tenant_pause, per_transaction, per_day, id, request_hash = row
+        found = None if id is None else (id, bytes(request_hash))
+        return _Terms(wallet_pause, tenant_pause, Limits(per_transaction, per_day), found)
+
+    async def _insert(
+        self, wallet: Wallet, params: dict[str, Any], counted: int | None
+    ) -> tuple[datetime, datetime] | None:
+        """When it was stored; None when its key has one already.
+
+        Args:
+            counted: datoshi for its day's sum, where the wallet has a daily limit.
+        """
+        params |= {"channel": CHANNEL, "notice": notice(TOPIC)}
+        if counted is None:
+            row = await self._database.fetch_one(_SQL["insert"], params)
+        else:
+            async with self._database.transaction() as connection:
+                row = await (await connection.execute(_SQL["insert"], params)).fetchone()
+                if row is not None:
+                    await self._limits.count(connection, wallet, params["id"], counted)
+        return None if row is None else (row[0], row[1])
 
     async def _try_out(
         self, wallet: Wallet, request: TransactionRequest, script: bytes, max_fee: int | None, network: int
@@ -181,20 +201,11 @@ class Transactions:
             await self._contracts.check(request.calls, anew=True)
             raise
 
-    async def _check_pauses(self, wallet: Wallet) -> None:
-        if wallet.pause_reason is not None:
-            raise WalletPaused(f"wallet {wallet.name!r} is paused: {wallet.pause_reason}")
-        row = await self._database.fetch_one(_SQL["tenant_pause"], {"tenant_id": wallet.tenant_id})
-        if row is not None:
-            raise TenantPaused(f"this tenant is paused: {row[0]}")
-
-    async def _same(self, tenant_id: UUID, key: str, request_hash: bytes) -> TransactionView | None:
-        row = await self._database.fetch_one(_SQL["by_key"], {"tenant_id": tenant_id, "idempotency_key": key})
-        if row is None:
-            return None
-        if bytes(row[1]) != request_hash:
+    async def _same(self, tenant_id: UUID, found: tuple[UUID, bytes], request_hash: bytes) -> TransactionView:
+        id, hash_of_first = found
+        if hash_of_first != request_hash:
             raise IdempotencyMismatch
-        return await self.show(tenant_id, row[0])
+        return await self.show(tenant_id, id)
 
     async def show(self, tenant_id: UUID, id: UUID) -> TransactionView:
         """
@@ -296,6 +307,68 @@ class Transactions:
             cancelling=cancelling and state in UNFINISHED,
             event=event,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a transaction is accepted on."""
+
+    wallet_pause: str | None
+    tenant_pause: str | None
+    limits: Limits
+    #: The transaction that has its idempotency key, with the hash of its request.
+    found: tuple[UUID, bytes] | None
+
+    def check_pauses(self, wallet: Wallet) -> None:
+        """
+        Raises:
+            WalletPaused, TenantPaused: nothing is signed for it just now.
+        """
+        if self.wallet_pause is not None:
+            raise WalletPaused(f"wallet {wallet.name!r} is paused: {self.wallet_pause}")
+        if self.tenant_pause is not None:
+            raise TenantPaused(f"this tenant is paused: {self.tenant_pause}")
+
+
+def _queued(
+    wallet: Wallet,
+    request: TransactionRequest,
+    id: UUID,
+    max_fee: int | None,
+    execution_id: UUID | None,
+    created_at: datetime,
+    updated_at: datetime,
+) -> TransactionView:
+    """As `Transactions.show` shows it until a worker takes it."""
+    return TransactionView(
+        id=id,
+        wallet=wallet.name,
+        state="queued",
+        cause=None,
+        calls=request.calls,
+        priority=request.priority,
+        valid_for_blocks=request.valid_for_blocks,
+        max_fee=_gas(max_fee),
+        group=request.group,
+        fifo_key=request.fifo_key,
+        not_before=None if request.not_before is None else request.not_before.astimezone(UTC),
+        not_before_block=request.not_before_block,
+        on_expiry=request.on_expiry,
+        execution=execution_id,
+        txid=None,
+        group_size=None,
+        valid_until_block=None,
+        system_fee=None,
+        network_fee=None,
+        block=None,
+        block_time=None,
+        result=None,
+        created_at=created_at,
+        updated_at=updated_at,
+        speed=request.speed,
+        cancelling=False,
+        event=1,
+    )
 
 
 def _attempt(row: TupleRow) -> AttemptView:

@@ -4,7 +4,8 @@ import time
 from typing import Final
 from uuid import UUID
 
-from neolayer.events.feed import Feed
+from neolayer.events.feed import Feed, Subscription
+from neolayer.events.outbox import Event
 from neolayer.transactions.model import UNFINISHED, TransactionView
 from neolayer.transactions.service import Transactions
 
@@ -17,30 +18,39 @@ class Waiting:
         self._transactions = transactions
         self._feed = feed
 
-    async def show(self, tenant_id: UUID, id: UUID, wait_s: float, after: int | None) -> TransactionView:
+    async def show(
+        self, tenant_id: UUID, id: UUID, wait_s: float, after: int | None, *, final: bool
+    ) -> TransactionView:
         """The transaction, once it has changed or its state is final, or when the time is up.
 
         Args:
             after: number of the last event that the client has seen; a later one is a change. Without it a change
                 is what happens from now on.
+            final: only a final state counts.
 
         Raises:
             TransactionNotFound: the tenant has none with this id.
             TooManyRequests: too many wait here.
         """
-        view = await self._transactions.show(tenant_id, id)
-        if _answers(view, after) or wait_s <= 0:
-            return view
+        if wait_s <= 0:
+            return await self._transactions.show(tenant_id, id)
+        end = time.monotonic() + wait_s
+        # First, so that no change falls between the reading and the waiting.
         async with self._feed.subscribe(tenant_id, id) as subscription:
-            # It may have changed before the subscription began.
-            seen = view.event if after is None else after
-            end = time.monotonic() + wait_s
             view = await self._transactions.show(tenant_id, id)
-            while not _answers(view, seen) and (left := end - time.monotonic()) > 0:
-                if await subscription.next(left) is not None:
-                    view = await self._transactions.show(tenant_id, id)
+            seen = view.event if after is None else after
+            while view.state in UNFINISHED and (final or view.event <= seen):
+                event = await self._change(subscription, end, final=final)
+                if event is None:
+                    # The time is up; or there was more than is kept for one who waits.
+                    return await self._transactions.show(tenant_id, id)
+                view = await self._transactions.show(tenant_id, id)
             return view
 
-
-def _answers(view: TransactionView, seen: int | None) -> bool:
-    return view.state not in UNFINISHED or (seen is not None and view.event > seen)
+    async def _change(self, subscription: Subscription, end: float, *, final: bool) -> Event | None:
+        """The next event that may answer; None when the time is up."""
+        while (left := end - time.monotonic()) > 0:
+            event = await subscription.next(left)
+            if event is None or not final or event.data["state"] not in UNFINISHED:
+                return event
+        return None

@@ -86,8 +86,9 @@ class Wallets:
         self._database = database
         self._enclave = enclave
         self._rpc = rpc
-        #: Of what `get` gives only the pause ever changes, so rows are kept as long as there is room.
+        #: Of what `get` and `named` give only the pause ever changes, so rows are kept as long as there is room.
         self._by_id: dict[tuple[UUID, UUID], Wallet] = {}
+        self._by_name: dict[tuple[UUID, str], Wallet] = {}
 
     async def create(self, tenant_id: UUID, name: str) -> Wallet:
         """Make a key in the enclave and remember it.
@@ -130,6 +131,20 @@ class Wallets:
         if row is None:
             raise WalletNotFound(f"no wallet {name_or_id!r}; `neolayer wallets create` makes one")
         return _wallet(row)
+
+    async def named(self, tenant_id: UUID, name_or_id: str) -> Wallet:
+        """`find`, but it asks the database once only, so that its pause may be out of date.
+
+        Raises:
+            WalletNotFound: the tenant has no such wallet.
+        """
+        wallet = self._by_name.get((tenant_id, name_or_id))
+        if wallet is None:
+            wallet = await self.find(tenant_id, name_or_id)
+            if len(self._by_name) >= _CACHED_WALLETS:
+                self._by_name.clear()
+            self._by_name[tenant_id, name_or_id] = wallet
+        return wallet
 
     async def pause(self, tenant_id: UUID, name_or_id: str, reason: str) -> Wallet:
         """Sign nothing with it until `resume`. What is queued waits; what was sent goes its way.
