@@ -118,10 +118,14 @@ WITH RECURSIVE keys AS (
 UPDATE transactions t SET held = false FROM heads h WHERE (t.tenant_id, t.id) = (h.tenant_id, h.id)
 
 -- name: traffic
--- Waiting intents; live attempts, all of which nodes' memory pools may hold; of the last blocks: how many
--- transactions, how many of ours, and how many blocks ours waited.
-SELECT (SELECT count(*) FROM transactions WHERE state = 'queued' AND NOT held),
-       (SELECT count(*) FROM transaction_attempts WHERE network = %(network)s AND state IN ('signed', 'sent')),
+-- Waiting intents, up to a number; live attempts that were signed lately, up to as many as matter; of the last
+-- blocks: how many transactions, how many of ours, and how many blocks ours waited.
+SELECT (SELECT count(*) FROM (SELECT FROM transactions WHERE state = 'queued' AND lease IS NULL AND NOT held
+                              LIMIT %(most_queued)s) q),
+       (SELECT count(*) FROM (SELECT FROM transaction_attempts
+                              WHERE network = %(network)s AND state IN ('signed', 'sent')
+                                AND signed_at_height >= coalesce(blocks.last, 0) - %(fresh_blocks)s
+                              LIMIT %(most_fresh)s) f),
        blocks.per_block, coalesce(included.number::float8 / greatest(blocks.number, 1), 0),
        coalesce(included.waited::float8, 0)
 FROM (
@@ -135,7 +139,8 @@ FROM (
 
 -- name: lease
 -- Tenants take turns, whatever the length of their queues; among a tenant's transactions `rank_at` counts. Wallets
--- with something to do are found by jumping through the index, not by reading the queue.
+-- with something to do are found by jumping through the index, not by reading the queue. A tenant whose live attempts
+-- fill its window has no turn. Its room is counted in calls: what goes alone takes the room of a whole group.
 WITH RECURSIVE lanes AS (
     (SELECT tenant_id, wallet_id FROM transactions WHERE state = 'queued' AND lease IS NULL AND NOT held
      ORDER BY tenant_id, wallet_id LIMIT 1)
@@ -146,27 +151,42 @@ WITH RECURSIVE lanes AS (
           AND (t.tenant_id, t.wallet_id) > (l.tenant_id, l.wallet_id)
         ORDER BY t.tenant_id, t.wallet_id LIMIT 1
     ) next
+), on_their_way AS (
+    SELECT tenant_id, sum(attempts) AS attempts FROM (
+        SELECT tenant_id, live AS attempts FROM wallet_reservations WHERE network = %(network)s AND live > 0
+        UNION ALL
+        -- What others are making of theirs.
+        SELECT tenant_id, ceil(sum(CASE WHEN grouping = 'never' OR alone OR call_count > 1 THEN %(calls_each)s ELSE 1 END)
+                               / %(calls_each)s::numeric)
+        FROM transactions WHERE lease IS NOT NULL GROUP BY tenant_id
+    ) a GROUP BY tenant_id
 ), open AS (
-    SELECT l.tenant_id, l.wallet_id FROM lanes l
+    SELECT l.tenant_id, l.wallet_id,
+           (%(window)s - coalesce(m.attempts, 0)) * %(calls_each)s::bigint AS room
+    FROM lanes l LEFT JOIN on_their_way m ON m.tenant_id = l.tenant_id
     JOIN tenants n ON n.id = l.tenant_id AND n.paused_at IS NULL
     JOIN wallets w ON (w.tenant_id, w.id) = (l.tenant_id, l.wallet_id) AND w.paused_at IS NULL
     WHERE NOT EXISTS (SELECT FROM wallet_reservations r
                       WHERE (r.tenant_id, r.wallet_id) = (l.tenant_id, l.wallet_id) AND r.waits_until > now())
 ), candidates AS (
-    SELECT d.ctid, d.rank_at, row_number() OVER (PARTITION BY o.tenant_id ORDER BY d.rank_at) AS place
+    SELECT d.ctid, d.rank_at, o.room, row_number() OVER turn AS place, sum(d.takes) OVER turn AS taken
     FROM open o CROSS JOIN LATERAL (
-        SELECT t.ctid, t.rank_at FROM transactions t
+        SELECT t.ctid, t.rank_at,
+               CASE WHEN t.grouping = 'never' OR t.alone OR t.call_count > 1 THEN %(calls_each)s ELSE 1 END AS takes
+        FROM transactions t
         WHERE t.tenant_id = o.tenant_id AND t.wallet_id = o.wallet_id
           AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held AND t.available_at <= now()
           -- What is due ranks no later than that: the rest of the index need not be read.
           AND t.rank_at <= now() + make_interval(secs => %(longest_start_s)s)
         ORDER BY t.rank_at LIMIT %(limit)s
     ) d
+    WHERE o.room > 0
+    WINDOW turn AS (PARTITION BY o.tenant_id ORDER BY d.rank_at, d.ctid)
 )
 UPDATE transactions t
 SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s), tries = tries + 1
 -- By place in the table: the same statement has just read it, and looks at its state once more.
-WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates ORDER BY place, rank_at LIMIT %(limit)s))
+WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates WHERE taken <= room ORDER BY place, rank_at LIMIT %(limit)s))
   AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held
 RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.valid_for_blocks, t.max_fee, t.network,
           t.grouping = 'never' OR t.alone, t.speed, t.rank_at
@@ -244,8 +264,10 @@ WITH carried AS (
 ), given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(tenants)s::uuid[], %(wallets)s::uuid[], %(raws)s::bytea[],
                          %(grouped)s::boolean[], %(until)s::bigint[], %(attempt_system_fees)s::bigint[],
-                         %(attempt_network_fees)s::bigint[], %(gas_out)s::bigint[], %(sizes)s::int[])
-             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, gas_out, size)
+                         %(attempt_network_fees)s::bigint[], %(gas_out)s::bigint[], %(heights)s::bigint[],
+                         %(sizes)s::int[])
+             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, gas_out,
+                   signed_at_height, size)
 ), mine AS (
     SELECT t.tenant_id, t.id, g.txid FROM transactions t
     JOIN carried c ON c.transaction_id = t.id
@@ -259,9 +281,9 @@ WITH carried AS (
     JOIN wallets w ON (w.tenant_id, w.id) = (g.tenant_id, g.wallet_id) AND w.paused_at IS NULL
 ), attempt AS (
     INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, grouped, valid_until_block,
-                                      system_fee, network_fee, gas_out, lease, lease_until)
+                                      system_fee, network_fee, gas_out, signed_at_height, lease, lease_until)
     SELECT tenant_id, txid, wallet_id, %(network)s, raw, grouped, valid_until_block, system_fee, network_fee, gas_out,
-           %(lease)s, now() + make_interval(secs => %(lease_s)s)
+           signed_at_height, %(lease)s, now() + make_interval(secs => %(lease_s)s)
     FROM complete
     RETURNING tenant_id, txid
 ), link AS (
@@ -668,7 +690,8 @@ WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
 RETURNING coalesce(counted_fee, 0)
 
 -- name: store_replacement
--- Its lease has ended, so that the next worker who looks sends it.
+-- Its lease has ended, so that the next worker who looks sends it. Of it and what it replaces one can be in the
+-- chain, and that one may be counted already: it counts as signed long ago.
 WITH attempt AS (
     INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, kind, conflicts_with, gas_out, grouped,
                                       valid_until_block, system_fee, network_fee, lease_until)

@@ -14,12 +14,15 @@ from neolayer.chain.market import Speed
 from neolayer.core.ids import uuid7
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
-from neolayer.transactions.grouping import Traffic
+from neolayer.transactions.grouping import MAX_CALLS, PART_OF_ROOM, Traffic
 from neolayer.transactions.model import HEAD_START_S
 
 _SQL: Final = load_queries("neolayer.transactions")
 #: Recent blocks from which traffic is judged.
 RECENT_BLOCKS: Final = 8
+#: The first transactions of a block should wait for it, not the block for them; but what waits at nodes has left
+#: our queue, where tenants take turns. So no more than these blocks' worth is on its way.
+WINDOW_BLOCKS: Final = 3
 
 type Cause = dict[str, Any]
 
@@ -56,19 +59,41 @@ class Batch:
     intents: list[Intent]
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one tenant may have on its way, whatever becomes of it."""
+
+    network: int
+    #: On-chain transactions.
+    attempts: int
+    #: Calls in each of those that are to be made.
+    calls: int
+
+
+#: While nobody knows how large blocks are.
+UNBOUNDED: Final = Window(network=0, attempts=2**31 - 1, calls=1)
+
+
 class Queue:
     def __init__(self, database: Database, *, lease_s: float) -> None:
         self._database = database
         self._lease_s = lease_s
 
-    async def lease(self, limit: int) -> Batch:
-        """Up to ``limit`` intents that are due, tenants in turn, in the order of their ranks."""
+    async def lease(self, limit: int, window: Window = UNBOUNDED) -> Batch:
+        """Up to ``limit`` intents that are due, tenants in turn, in the order of their ranks.
+
+        Args:
+            window: of each tenant.
+        """
         lease = uuid7()
         params = {
             "lease": lease,
             "lease_s": self._lease_s,
             "limit": limit,
             "longest_start_s": max(HEAD_START_S.values()),
+            "network": window.network,
+            "window": window.attempts,
+            "calls_each": window.calls,
         }
         async with self._database.transaction() as connection:
             await connection.execute(_SQL["lock_queue"])
@@ -123,7 +148,14 @@ class Queue:
                 await connection.execute(_SQL["release_fifo"], {"height": height})
 
     async def traffic(self, network: int, *, block_capacity: int, pooled: int) -> Traffic:
-        params = {"network": network, "blocks": RECENT_BLOCKS}
+        params = {
+            "network": network,
+            "blocks": RECENT_BLOCKS,
+            # With more, groups are as large as they get in the widest room.
+            "most_queued": int(MAX_CALLS * PART_OF_ROOM * WINDOW_BLOCKS * block_capacity),
+            "fresh_blocks": WINDOW_BLOCKS,
+            "most_fresh": WINDOW_BLOCKS * block_capacity,
+        }
         row = await self._database.fetch_one(_SQL["traffic"], params)
         assert row is not None
         queued, in_flight, per_block, ours_per_block, waited = row
