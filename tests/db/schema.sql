@@ -405,6 +405,7 @@ CREATE INDEX outbox_of ON public.outbox USING btree (tenant_id, written, sequenc
 CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempt_intents_of ON public.transaction_attempt_intents USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_by_block ON public.transaction_attempts USING btree (network, block_index) WHERE (block_index IS NOT NULL);
+CREATE INDEX transaction_attempts_expired ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = 'expired'::text);
 CREATE INDEX transaction_attempts_fresh ON public.transaction_attempts USING btree (network, signed_at_height) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
 CREATE INDEX transaction_attempts_live ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
 CREATE INDEX transaction_attempts_replacing ON public.transaction_attempts USING btree (tenant_id, wallet_id) WHERE ((kind <> 'send'::text) AND (state = ANY (ARRAY['signed'::text, 'sent'::text])));

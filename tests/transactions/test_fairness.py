@@ -1,12 +1,18 @@
 """One tenant whose transactions no block takes holds up nobody else's: windows, and turns at sending."""
 
 import base64
+import math
+import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiohttp import web
 
+from neolayer.accounts.service import ensure_tenant
+from neolayer.core.ids import uuid7
 from neolayer.core.types import Hash160
 from neolayer.transactions.queue import WINDOW_BLOCKS, Window
 from tests.chain.conftest import NewNode
@@ -162,3 +168,43 @@ async def test_only_what_was_signed_lately_counts_for_all(losing: tuple[Room, Ro
     cursor = await room.monitor.load_cursor()
     assert cursor is not None
     assert cursor.index > signed[0][0] + WINDOW_BLOCKS
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_batch_is_what_reading_the_whole_queue_would_give(room: Room, seed: int) -> None:
+    """The statement jumps from wallet to wallet and looks at few rows of each."""
+    chance = random.Random(seed)  # noqa: S311 - seeded inputs
+    database, limit, begun = room.parts.database, 16, datetime.now(UTC) - timedelta(hours=1)
+    due: dict[UUID, list[tuple[datetime, UUID]]] = {}
+    for number in range(chance.choice([1, 3, 6])):
+        tenant = await ensure_tenant(database, f"tenant-{number}")
+        for name in range(chance.choice([1, 4, 30])):
+            wallet = (await room.parts.wallets.create(tenant, f"wallet-{name}")).id
+            burst = chance.choice([0.1, 100])
+            closed = chance.random() < 0.1
+            for _ in range(chance.choice([1, 2, 40])):
+                rank, later = begun + timedelta(seconds=chance.uniform(0, burst)), chance.random() < 0.2
+                id = await put(room, tenant, wallet, rank, later=later)
+                if not later and not closed:
+                    due.setdefault(tenant, []).append((rank, id))
+            if closed:
+                await room.parts.wallets.pause(tenant, f"wallet-{name}", "closed")
+    turns = [(place, rank, id) for queue in due.values() for place, (rank, id) in enumerate(sorted(queue))]
+    most = min(limit, 4 * math.ceil(limit / len(due)))
+    expected = [id for place, _, id in sorted(turns) if place < most][:limit]
+    batch = await queue_of(room).lease(limit)
+    assert {intent.id for intent in batch.intents} == set(expected)
+    assert len(batch.intents) == len(expected)
+
+
+async def put(room: Room, tenant: UUID, wallet: UUID, rank: datetime, *, later: bool) -> UUID:
+    """A queued intent, to be signed now or in an hour."""
+    id = uuid7()
+    await room.parts.database.execute(
+        b"INSERT INTO transactions (tenant_id, id, wallet_id, idempotency_key, request_hash, calls, script,"
+        b" call_count, priority, valid_for_blocks, state, rank_at, available_at) VALUES (%(tenant)s, %(id)s,"
+        b" %(wallet)s, %(id)s::text, '', '[]', '', 1, 1, 100, 'queued', %(rank)s,"
+        b" now() + CASE WHEN %(later)s THEN interval '1 hour' ELSE interval '0' END)",
+        {"tenant": tenant, "id": id, "wallet": wallet, "rank": rank, "later": later},
+    )
+    return id

@@ -1,13 +1,13 @@
 """A bounded queue: what comes when it is full is refused at once, and is to come again later.
 
-Counting the queue at every request would cost more than the request. Each process counts it once a second for each
-tenant that submits and adds what it accepted itself since; with several processes the bound may be passed by what
-they accept within that second.
+Counting the queue at every request would cost more than the request. Each process counts it once a second, and for
+each tenant that submits that tenant's, no further than the bound, and adds what it accepted itself since; with
+several processes the bound may be passed by what they accept within that second.
 """
 
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from neolayer.db.pool import Database
@@ -25,9 +25,19 @@ _TENANTS: Final = 10_000
 
 @dataclass(slots=True)
 class _Count:
+    """Of queued transactions, at a time."""
+
     at: float
-    of_tenant: int
-    of_all: int
+    number: int
+    most: int
+
+    @property
+    def full(self) -> bool:
+        return self.number >= self.most
+
+    @property
+    def good(self) -> bool:
+        return time.monotonic() <= self.at + (FULL_S if self.full else FRESH_S)
 
 
 class QueueBound:
@@ -41,6 +51,7 @@ class QueueBound:
         self._tenant_max = tenant_max
         self._total_max = total_max
         self._counts: dict[UUID, _Count] = {}
+        self._total: _Count | None = None
 
     async def admit(self, tenant_id: UUID) -> None:
         """Count one more of a tenant.
@@ -48,22 +59,24 @@ class QueueBound:
         Raises:
             QueueFull: there is no room for it.
         """
-        count = self._counts.get(tenant_id)
-        now = time.monotonic()
-        if count is None or now > count.at + (FULL_S if self._full(count) else FRESH_S):
-            row = await self._database.fetch_one(_SQL["count_queued"], {"tenant_id": tenant_id})
-            assert row is not None
+        own = self._counts.get(tenant_id)
+        if own is None or not own.good:
+            own = await self._count("count_queued_of", self._tenant_max, {"tenant_id": tenant_id})
             if len(self._counts) >= _TENANTS:
                 self._counts.clear()
-            count = self._counts[tenant_id] = _Count(now, *row)
-        if reason := self._full(count):
-            raise QueueFull(reason, retry_after_s=RETRY_AFTER_S)
-        count.of_tenant += 1
-        count.of_all += 1
+            self._counts[tenant_id] = own
+        if self._total is None or not self._total.good:
+            self._total = await self._count("count_queued", self._total_max, {})
+        total = self._total
+        if own.full:
+            message = f"{own.most} transactions of this tenant are waiting already"
+            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
+        if total.full:
+            raise QueueFull(f"{total.most} transactions are waiting already", retry_after_s=RETRY_AFTER_S)
+        own.number += 1
+        total.number += 1
 
-    def _full(self, count: _Count) -> str:
-        if count.of_tenant >= self._tenant_max:
-            return f"{self._tenant_max} transactions of this tenant are waiting already"
-        if count.of_all >= self._total_max:
-            return f"{self._total_max} transactions are waiting already"
-        return ""
+    async def _count(self, query: str, most: int, params: dict[str, Any]) -> _Count:
+        row = await self._database.fetch_one(_SQL[query], params | {"most": most})
+        assert row is not None
+        return _Count(time.monotonic(), row[0], most)

@@ -4,6 +4,8 @@ ALTER TABLE transaction_attempts
     ADD signed_at_height bigint NOT NULL DEFAULT 0;
 CREATE INDEX transaction_attempts_fresh ON transaction_attempts (network, signed_at_height)
     WHERE state IN ('signed', 'sent');
+-- Of those that expired, which are few: what a private chain that lost blocks lets go on.
+CREATE INDEX transaction_attempts_expired ON transaction_attempts (network, valid_until_block) WHERE state = 'expired';
 
 ALTER TABLE wallet_reservations
     -- Attempts that a block may still take.
