@@ -400,7 +400,7 @@ FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.
 WHERE (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id) AND t.state = 'signed'
 
 -- name: refuse
--- After `lock_attempts`.
+-- After `lock_attempts` and `lock_reservations_of`.
 -- No node has it nor ever will. What shared it with others goes on alone.
 WITH given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(causes)s::text[]::json[]) AS g (txid, cause)
@@ -488,7 +488,7 @@ SELECT a.txid, a.network = %(network)s AND a.state IN ('signed', 'sent') AND a.v
 FROM transaction_attempts a JOIN wanted w ON w.txid = a.txid ORDER BY a.txid FOR UPDATE OF a
 
 -- name: lock_reservations_of
--- Before two statements change them, each in its order.
+-- Before statements change them, each in its order, and before intents are locked: who stores has them in this order.
 SELECT FROM wallet_reservations
 WHERE (tenant_id, wallet_id, network) IN (
     SELECT tenant_id, wallet_id, network FROM transaction_attempts WHERE txid = ANY(%(txids)s))
