@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check format lock clean bench-functions bench-transactions proof-crash proof-bank
+.PHONY: help setup up test check format lock clean bench-functions bench-transactions bench-plans proof-crash proof-bank
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -35,6 +35,9 @@ bench-functions: setup ## measure functions: against workerd, cold starts, many 
 
 bench-transactions: setup ## measure transactions: a full queue, grouping, following, neo-mamba; 25 minutes; ARGS='--only b'
 	@.venv/bin/python -m perf.transactions --write docs/performance/transactions.md $(ARGS)
+
+bench-plans: setup ## measure each statement of the queue with 1,000,000 transactions; ARGS='--rows 100000'
+	@.venv/bin/python -m perf.plans --write docs/performance/plans.md $(ARGS)
 
 proof-crash: setup ## 1,000 transfers, 50 kills, 200 lost answers: each effect once; ARGS='--seed 1' replays
 	@.venv/bin/python -m perf.crash $(ARGS)

@@ -65,7 +65,10 @@ class System:
 
     async def start(self) -> dict[str, Any]:
         """`neolayer up`; returns its last event, ``ready``."""
-        self._session = self._session or aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60))
+        # As many connections as are wanted: requests that wait must not keep others from being sent.
+        self._session = self._session or aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
+        )
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "neolayer", "up", "--json"),
             env=self.environ,

@@ -22,27 +22,30 @@ CREATE FUNCTION public.reserve_changed_attempts() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
-    SELECT n.tenant_id, n.wallet_id, n.network,
-           sum((n.system_fee + n.network_fee + n.gas_out)
-               * ((n.state IN ('signed', 'sent'))::integer - (o.state IN ('signed', 'sent'))::integer)),
-           coalesce(max(n.block_index), 0)
+    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height, live)
+    SELECT n.tenant_id, n.wallet_id, n.network, sum((n.system_fee + n.network_fee + n.gas_out) * c.sign),
+           coalesce(max(n.block_index), 0), sum(c.sign)
     FROM new_rows n JOIN old_rows o ON (o.tenant_id, o.txid) = (n.tenant_id, n.txid)
-    WHERE (n.state IN ('signed', 'sent')) <> (o.state IN ('signed', 'sent'))
+    CROSS JOIN LATERAL (
+        SELECT (n.state IN ('signed', 'sent'))::integer - (o.state IN ('signed', 'sent'))::integer AS sign
+    ) c
+    WHERE c.sign <> 0
     GROUP BY n.tenant_id, n.wallet_id, n.network ORDER BY n.tenant_id, n.wallet_id, n.network
     ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE
-    SET reserved = r.reserved + excluded.reserved, height = greatest(r.height, excluded.height), waits_until = NULL;
+    SET reserved = r.reserved + excluded.reserved, live = r.live + excluded.live,
+        height = greatest(r.height, excluded.height), waits_until = NULL;
     RETURN NULL;
 END $$;
 CREATE FUNCTION public.reserve_new_attempts() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height)
-    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee + gas_out), 0
+    INSERT INTO wallet_reservations AS r (tenant_id, wallet_id, network, reserved, height, live)
+    SELECT tenant_id, wallet_id, network, sum(system_fee + network_fee + gas_out), 0, count(*)
     FROM new_rows WHERE state IN ('signed', 'sent')
     GROUP BY tenant_id, wallet_id, network ORDER BY tenant_id, wallet_id, network
-    ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE SET reserved = r.reserved + excluded.reserved;
+    ON CONFLICT (tenant_id, wallet_id, network) DO UPDATE
+    SET reserved = r.reserved + excluded.reserved, live = r.live + excluded.live;
     RETURN NULL;
 END $$;
 CREATE TABLE public.api_keys (
@@ -237,6 +240,7 @@ CREATE TABLE public.transaction_attempts (
     lease uuid,
     lease_until timestamp with time zone,
     tries integer DEFAULT 0 NOT NULL,
+    signed_at_height bigint DEFAULT 0 NOT NULL,
     CONSTRAINT transaction_attempts_kind_check CHECK ((kind = ANY (ARRAY['send'::text, 'cancel'::text, 'speed_up'::text]))),
     CONSTRAINT transaction_attempts_state_check CHECK ((state = ANY (ARRAY['signed'::text, 'sent'::text, 'included'::text, 'expired'::text, 'refused'::text, 'replaced'::text]))),
     CONSTRAINT transaction_attempts_txid_check CHECK ((length(txid) = 32))
@@ -314,7 +318,8 @@ CREATE TABLE public.wallet_reservations (
     network bigint NOT NULL,
     reserved bigint NOT NULL,
     height bigint NOT NULL,
-    waits_until timestamp with time zone
+    waits_until timestamp with time zone,
+    live integer DEFAULT 0 NOT NULL
 );
 CREATE TABLE public.wallets (
     tenant_id uuid NOT NULL,
@@ -400,6 +405,8 @@ CREATE INDEX outbox_of ON public.outbox USING btree (tenant_id, written, sequenc
 CREATE INDEX secrets_by_epoch ON public.secrets USING btree (seal_epoch) WHERE (ciphertext IS NOT NULL);
 CREATE INDEX transaction_attempt_intents_of ON public.transaction_attempt_intents USING btree (tenant_id, transaction_id);
 CREATE INDEX transaction_attempts_by_block ON public.transaction_attempts USING btree (network, block_index) WHERE (block_index IS NOT NULL);
+CREATE INDEX transaction_attempts_expired ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = 'expired'::text);
+CREATE INDEX transaction_attempts_fresh ON public.transaction_attempts USING btree (network, signed_at_height) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
 CREATE INDEX transaction_attempts_live ON public.transaction_attempts USING btree (network, valid_until_block) WHERE (state = ANY (ARRAY['signed'::text, 'sent'::text]));
 CREATE INDEX transaction_attempts_replacing ON public.transaction_attempts USING btree (tenant_id, wallet_id) WHERE ((kind <> 'send'::text) AND (state = ANY (ARRAY['signed'::text, 'sent'::text])));
 CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btree (txid);

@@ -42,6 +42,8 @@ class Attempt:
     wallet: Wallet
     grouped: bool
     valid_until_block: int
+    #: Of the chain when it was signed.
+    height: int
     system_fee: int
     network_fee: int
     #: GAS that the calls move out of the wallet; datoshi.
@@ -135,6 +137,7 @@ class Attempts:
             "attempt_system_fees": [attempt.system_fee for attempt in attempts],
             "attempt_network_fees": [attempt.network_fee for attempt in attempts],
             "gas_out": [attempt.gas_out for attempt in attempts],
+            "heights": [attempt.height for attempt in attempts],
             "sizes": [len(attempt.shares) for attempt in attempts],
             "of": [txid for txid, _, _ in carried],
             "positions": [position for _, position, _ in carried],

@@ -1,10 +1,11 @@
 """A bounded queue: what comes when it is full is refused at once, and is to come again later.
 
-Counting the queue at every request would cost more than the request. Each process counts it once a second for each
-tenant that submits and adds what it accepted itself since; with several processes the bound may be passed by what
-they accept within that second.
+Counting the queue at every request would cost more than the request. Each process counts it once a second, and for
+each tenant that submits that tenant's, no further than the bound, and adds what it accepted itself since; with
+several processes the bound may be passed by what they accept within that second.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -25,9 +26,19 @@ _TENANTS: Final = 10_000
 
 @dataclass(slots=True)
 class _Count:
+    """Of queued transactions, at a time."""
+
     at: float
-    of_tenant: int
-    of_all: int
+    number: int
+    most: int
+
+    @property
+    def full(self) -> bool:
+        return self.number >= self.most
+
+    @property
+    def good(self) -> bool:
+        return time.monotonic() <= self.at + (FULL_S if self.full else FRESH_S)
 
 
 class QueueBound:
@@ -40,7 +51,9 @@ class QueueBound:
         self._database = database
         self._tenant_max = tenant_max
         self._total_max = total_max
-        self._counts: dict[UUID, _Count] = {}
+        #: By tenant; None for all of them.
+        self._counts: dict[UUID | None, _Count] = {}
+        self._counting: dict[UUID | None, asyncio.Task[_Count]] = {}
 
     async def admit(self, tenant_id: UUID) -> None:
         """Count one more of a tenant.
@@ -48,22 +61,35 @@ class QueueBound:
         Raises:
             QueueFull: there is no room for it.
         """
-        count = self._counts.get(tenant_id)
-        now = time.monotonic()
-        if count is None or now > count.at + (FULL_S if self._full(count) else FRESH_S):
-            row = await self._database.fetch_one(_SQL["count_queued"], {"tenant_id": tenant_id})
-            assert row is not None
-            if len(self._counts) >= _TENANTS:
-                self._counts.clear()
-            count = self._counts[tenant_id] = _Count(now, *row)
-        if reason := self._full(count):
-            raise QueueFull(reason, retry_after_s=RETRY_AFTER_S)
-        count.of_tenant += 1
-        count.of_all += 1
+        own, total = await self._fresh(tenant_id), await self._fresh(None)
+        if own.full:
+            message = f"{own.most} transactions of this tenant are waiting already"
+            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
+        if total.full:
+            raise QueueFull(f"{total.most} transactions are waiting already", retry_after_s=RETRY_AFTER_S)
+        own.number += 1
+        total.number += 1
 
-    def _full(self, count: _Count) -> str:
-        if count.of_tenant >= self._tenant_max:
-            return f"{self._tenant_max} transactions of this tenant are waiting already"
-        if count.of_all >= self._total_max:
-            return f"{self._total_max} transactions are waiting already"
-        return ""
+    async def _fresh(self, tenant_id: UUID | None) -> _Count:
+        """Of a tenant, or of all. Those who come while it is counted wait for the same answer."""
+        count = self._counts.get(tenant_id)
+        if count is not None and count.good:
+            return count
+        counting = self._counting.get(tenant_id)
+        if counting is None:
+            counting = self._counting[tenant_id] = asyncio.create_task(self._count(tenant_id))
+            counting.add_done_callback(lambda _: self._counting.pop(tenant_id, None))
+        # One caller that gives up does not end it for the others.
+        return await asyncio.shield(counting)
+
+    async def _count(self, tenant_id: UUID | None) -> _Count:
+        if tenant_id is None:
+            query, params, most = "count_queued", {}, self._total_max
+        else:
+            query, params, most = "count_queued_of", {"tenant_id": tenant_id}, self._tenant_max
+        row = await self._database.fetch_one(_SQL[query], params | {"most": most})
+        assert row is not None
+        if len(self._counts) >= _TENANTS:
+            self._counts.clear()
+        count = self._counts[tenant_id] = _Count(time.monotonic(), row[0], most)
+        return count

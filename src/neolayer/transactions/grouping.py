@@ -147,9 +147,9 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
 class Traffic:
     """How full queue and network are."""
 
-    #: Transactions that wait to be signed.
+    #: Transactions that wait to be signed; where there are very many, some number of them.
     queued: int
-    #: Ours that are signed and in no block yet.
+    #: Ours that were signed lately and are in no block yet.
     in_flight: int
     #: In the node's memory pool, ours included.
     pooled: int

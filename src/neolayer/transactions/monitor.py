@@ -146,7 +146,7 @@ class Monitor:
         params = {"network": self._network, "index": block.index, "txids": [log.hash.data for log, _ in ours]}
         rows = await (await connection.execute(_SQL["lock_block"], params)).fetchall()
         expired = any(expires for _, expires in rows)
-        if ours and expired:
+        if rows:
             await connection.execute(_SQL["lock_reservations_of"], {"txids": [txid for txid, _ in rows]})
         return expired
 

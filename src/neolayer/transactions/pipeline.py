@@ -27,7 +27,7 @@ from neolayer.transactions.grouping import Traffic
 from neolayer.transactions.model import POOL_TOPIC, TOPIC
 from neolayer.transactions.prepare import Preparer
 from neolayer.transactions.pricing import Pricing
-from neolayer.transactions.queue import Batch, Queue
+from neolayer.transactions.queue import UNBOUNDED, WINDOW_BLOCKS, Batch, Queue, Window
 from neolayer.transactions.sending import Sender, Signed, delay_s
 
 _SQL: Final = load_queries("neolayer.transactions")
@@ -39,9 +39,6 @@ PAUSE_S: Final = 2.0
 #: On-chain transactions, and intents, of one batch at most.
 BATCH_ATTEMPTS: Final = 128
 BATCH_INTENTS: Final = 512
-#: The first transactions of a block should wait for it, not the block for them; but what waits at nodes has left
-#: our queue, where tenants take turns. So no more than these blocks' worth is on its way.
-WINDOW_BLOCKS: Final = 3
 #: Traffic is looked at this often at most; seconds.
 TRAFFIC_S: Final = 0.2
 
@@ -82,6 +79,9 @@ class Pipeline:
         self._leasing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._resize = asyncio.Event()
+        #: Whether the last batch was of stored bytes: then new intents come first, so that what nodes put off
+        #: again and again holds up nobody.
+        self._resent = False
         self._traffic: Traffic | None = None
         self._traffic_at = 0.0
         notices.on(TOPIC, lambda _: self._wake.set())
@@ -152,14 +152,15 @@ class Pipeline:
         """Whether there was anything to do."""
         async with self._leasing:
             lease = uuid7()
-            signed = await self._attempts.lease_signed(lease, BATCH_ATTEMPTS)
-            batch, wanted = Batch(lease, []), 1
-            if not signed:
-                limit, wanted = await self._limits()
-                batch = await self._queue.lease(limit) if limit else batch
+            batch, wanted = await self._new() if self._resent else (Batch(lease, []), 1)
+            signed = [] if batch.intents else await self._attempts.lease_signed(lease, BATCH_ATTEMPTS)
+            if not signed and not self._resent:
+                batch, wanted = await self._new()
+            self._resent = bool(signed)
         if not signed and not batch.intents:
             return False
-        self._leases.add(batch.lease)
+        lease = lease if signed else batch.lease
+        self._leases.add(lease)
         try:
             if signed:
                 network = (await self._rpc.version()).network
@@ -178,15 +179,21 @@ class Pipeline:
         except Exception:
             _log.exception("a batch is left to its lease")
         finally:
-            self._leases.discard(batch.lease)
+            self._leases.discard(lease)
         return True
 
-    async def _limits(self) -> tuple[int, int]:
-        """How many intents to lease now, and how many calls one on-chain transaction should carry."""
+    async def _new(self) -> tuple[Batch, int]:
+        """Intents to be signed, and how many calls one on-chain transaction should carry."""
+        limit, wanted, window = await self._limits()
+        return (await self._queue.lease(limit, window) if limit else Batch(uuid7(), [])), wanted
+
+    async def _limits(self) -> tuple[int, int, Window]:
+        """How many intents to lease now, how many calls to an on-chain transaction, and what a tenant may have on
+        its way. Together they may have as much of what was signed lately: see docs, the queue."""
         now = time.monotonic()
         try:
+            version = await self._rpc.version()
             if self._traffic is None or now > self._traffic_at + TRAFFIC_S:
-                version = await self._rpc.version()
                 self._traffic = await self._queue.traffic(
                     version.network,
                     block_capacity=version.max_transactions_per_block,
@@ -195,11 +202,13 @@ class Pipeline:
                 self._traffic_at = now
         except ServiceError:
             # Leased all the same, so that what waits shows why.
-            return BATCH_ATTEMPTS, 1
+            return BATCH_ATTEMPTS, 1, UNBOUNDED
         traffic = self._traffic
-        room = min(WINDOW_BLOCKS * traffic.block_capacity - traffic.in_flight, BATCH_ATTEMPTS)
+        most = WINDOW_BLOCKS * traffic.block_capacity
+        room = min(most - traffic.in_flight, BATCH_ATTEMPTS)
         wanted = traffic.calls_wanted(WINDOW_BLOCKS) if self._preparer.grouping else 1
-        return max(min(room * wanted, BATCH_INTENTS), 0), wanted
+        window = Window(version.network, most, wanted)
+        return max(min(room * wanted, BATCH_INTENTS), 0), wanted, window
 
     async def _advance(self, batch: Batch, wanted: int) -> None:
         """Bring it as far as it goes now: what fails is postponed, rejected or left to the lease."""

@@ -331,6 +331,7 @@ class Preparer:
                 wallet=wallet,
                 grouped=priced.draft.grouped,
                 valid_until_block=unsigned.valid_until_block,
+                height=work.policy.height,
                 system_fee=unsigned.system_fee,
                 network_fee=unsigned.network_fee,
                 gas_out=priced.gas_out,

@@ -73,13 +73,21 @@ ORDER BY t.id DESC LIMIT %(limit)s
 SELECT number, state, cause, at FROM transaction_events
 WHERE tenant_id = %(tenant_id)s AND transaction_id = %(id)s ORDER BY number
 
--- name: count_by_state
-SELECT state, count(*) FROM transactions GROUP BY state
+-- name: count_unfinished
+SELECT state, count(*) FROM transactions WHERE state IN ('queued', 'signed', 'sent') GROUP BY state
+
+-- name: count_final
+-- Reads the index over all history.
+SELECT state, count(*) FROM transactions
+WHERE state IN ('confirmed', 'faulted', 'expired', 'rejected', 'cancelled') GROUP BY state
 
 -- name: count_queued
--- Of a tenant, and of all.
-SELECT (SELECT count(*) FROM transactions WHERE state = 'queued' AND tenant_id = %(tenant_id)s),
-       (SELECT count(*) FROM transactions WHERE state = 'queued')
+-- Up to as many as matter.
+SELECT count(*) FROM (SELECT FROM transactions WHERE state = 'queued' LIMIT %(most)s) q
+
+-- name: count_queued_of
+SELECT count(*) FROM (SELECT FROM transactions
+                      WHERE state = 'queued' AND tenant_id = %(tenant_id)s LIMIT %(most)s) q
 
 -- --- the queue: these run one after the other, under `lock_queue` ---------------------------------------------
 
@@ -168,10 +176,14 @@ WITH RECURSIVE keys AS (
 UPDATE transactions t SET held = false FROM heads h WHERE (t.tenant_id, t.id) = (h.tenant_id, h.id)
 
 -- name: traffic
--- Waiting intents; live attempts, all of which nodes' memory pools may hold; of the last blocks: how many
--- transactions, how many of ours, and how many blocks ours waited.
-SELECT (SELECT count(*) FROM transactions WHERE state = 'queued' AND NOT held),
-       (SELECT count(*) FROM transaction_attempts WHERE network = %(network)s AND state IN ('signed', 'sent')),
+-- Waiting intents, up to a number; live attempts that were signed lately, up to as many as matter; of the last
+-- blocks: how many transactions, how many of ours, and how many blocks ours waited.
+SELECT (SELECT count(*) FROM (SELECT FROM transactions WHERE state = 'queued' AND lease IS NULL AND NOT held
+                              LIMIT %(most_queued)s) q),
+       (SELECT count(*) FROM (SELECT FROM transaction_attempts
+                              WHERE network = %(network)s AND state IN ('signed', 'sent')
+                                AND signed_at_height >= coalesce(blocks.last, 0) - %(fresh_blocks)s
+                              LIMIT %(most_fresh)s) f),
        blocks.per_block, coalesce(included.number::float8 / greatest(blocks.number, 1), 0),
        coalesce(included.waited::float8, 0)
 FROM (
@@ -185,7 +197,8 @@ FROM (
 
 -- name: lease
 -- Tenants take turns, whatever the length of their queues; among a tenant's transactions `rank_at` counts. Wallets
--- with something to do are found by jumping through the index, not by reading the queue.
+-- with something to do are found by jumping through the index, not by reading the queue. A tenant whose live attempts
+-- fill its window has no turn. Its room is counted in calls: what goes alone takes the room of a whole group.
 WITH RECURSIVE lanes AS (
     (SELECT tenant_id, wallet_id FROM transactions WHERE state = 'queued' AND lease IS NULL AND NOT held
      ORDER BY tenant_id, wallet_id LIMIT 1)
@@ -196,27 +209,71 @@ WITH RECURSIVE lanes AS (
           AND (t.tenant_id, t.wallet_id) > (l.tenant_id, l.wallet_id)
         ORDER BY t.tenant_id, t.wallet_id LIMIT 1
     ) next
-), open AS (
-    SELECT l.tenant_id, l.wallet_id FROM lanes l
+), on_their_way AS MATERIALIZED (
+    SELECT tenant_id, sum(attempts) AS attempts FROM (
+        SELECT tenant_id, live AS attempts FROM wallet_reservations WHERE network = %(network)s AND live > 0
+        UNION ALL
+        -- What others are making of theirs.
+        SELECT tenant_id, ceil(sum(CASE WHEN grouping = 'never' OR alone OR call_count > 1 THEN %(calls_each)s ELSE 1 END)
+                               / %(calls_each)s::numeric)
+        FROM transactions WHERE lease IS NOT NULL GROUP BY tenant_id
+    ) a GROUP BY tenant_id
+), open AS MATERIALIZED (
+    SELECT l.tenant_id, l.wallet_id,
+           (%(window)s - coalesce(m.attempts, 0)) * %(calls_each)s::bigint AS room
+    FROM lanes l LEFT JOIN on_their_way m ON m.tenant_id = l.tenant_id
     JOIN tenants n ON n.id = l.tenant_id AND n.paused_at IS NULL
     JOIN wallets w ON (w.tenant_id, w.id) = (l.tenant_id, l.wallet_id) AND w.paused_at IS NULL
-    WHERE NOT EXISTS (SELECT FROM wallet_reservations r
+    WHERE coalesce(m.attempts, 0) < %(window)s
+      AND NOT EXISTS (SELECT FROM wallet_reservations r
                       WHERE (r.tenant_id, r.wallet_id) = (l.tenant_id, l.wallet_id) AND r.waits_until > now())
-), candidates AS (
-    SELECT d.ctid, d.rank_at, row_number() OVER (PARTITION BY o.tenant_id ORDER BY d.rank_at) AS place
+), due AS MATERIALIZED (
+    SELECT o.tenant_id, o.wallet_id, o.room, count(*) OVER (PARTITION BY o.tenant_id) AS lanes,
+           row_number() OVER (PARTITION BY o.tenant_id ORDER BY f.rank_at) AS place
     FROM open o CROSS JOIN LATERAL (
-        SELECT t.ctid, t.rank_at FROM transactions t
+        SELECT t.rank_at FROM transactions t
         WHERE t.tenant_id = o.tenant_id AND t.wallet_id = o.wallet_id
           AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held AND t.available_at <= now()
           -- What is due ranks no later than that: the rest of the index need not be read.
           AND t.rank_at <= now() + make_interval(secs => %(longest_start_s)s)
-        ORDER BY t.rank_at LIMIT %(limit)s
-    ) d
+        ORDER BY t.rank_at LIMIT 1
+    ) f
+), share AS MATERIALIZED (
+    -- Most that is looked at of a tenant: its part of the batch, and as much again for three that have less than theirs.
+    -- It is in no more wallets than that.
+    SELECT least(%(limit)s, 4 * ceil(%(limit)s / greatest(count(DISTINCT tenant_id), 1)::float8))::int AS most FROM due
+), first AS MATERIALIZED (
+    -- As many of a tenant as it may get rank no later than `bound`, for the first few of its wallets are as many.
+    SELECT d.tenant_id, d.wallet_id, d.room, s.most,
+           nth_value(f.rank_at, s.most) OVER (PARTITION BY d.tenant_id ORDER BY f.rank_at
+                                              ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS bound,
+           row_number() OVER (PARTITION BY d.tenant_id, d.wallet_id) AS number
+    FROM share s JOIN due d ON d.place <= s.most CROSS JOIN LATERAL (
+        SELECT t.rank_at FROM transactions t
+        WHERE t.tenant_id = d.tenant_id AND t.wallet_id = d.wallet_id
+          AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held AND t.available_at <= now()
+          AND t.rank_at <= now() + make_interval(secs => %(longest_start_s)s)
+        ORDER BY t.rank_at LIMIT ceil(s.most / d.lanes::float8)
+    ) f
+), candidates AS (
+    SELECT c.ctid, c.rank_at, d.room, row_number() OVER turn AS place, sum(c.takes) OVER turn AS taken
+    FROM first d
+    CROSS JOIN LATERAL (
+        SELECT t.ctid, t.rank_at,
+               CASE WHEN t.grouping = 'never' OR t.alone OR t.call_count > 1 THEN %(calls_each)s ELSE 1 END AS takes
+        FROM transactions t
+        WHERE t.tenant_id = d.tenant_id AND t.wallet_id = d.wallet_id
+          AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held AND t.available_at <= now()
+          AND t.rank_at <= least(d.bound, now() + make_interval(secs => %(longest_start_s)s))
+        ORDER BY t.rank_at LIMIT d.most
+    ) c
+    WHERE d.number = 1
+    WINDOW turn AS (PARTITION BY d.tenant_id ORDER BY c.rank_at, c.ctid)
 )
 UPDATE transactions t
 SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s), tries = tries + 1
 -- By place in the table: the same statement has just read it, and looks at its state once more.
-WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates ORDER BY place, rank_at LIMIT %(limit)s))
+WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates WHERE taken <= room ORDER BY place, rank_at LIMIT %(limit)s))
   AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held
 RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.valid_for_blocks, t.max_fee, t.network,
           t.grouping = 'never' OR t.alone, t.speed, t.rank_at
@@ -294,8 +351,10 @@ WITH carried AS (
 ), given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(tenants)s::uuid[], %(wallets)s::uuid[], %(raws)s::bytea[],
                          %(grouped)s::boolean[], %(until)s::bigint[], %(attempt_system_fees)s::bigint[],
-                         %(attempt_network_fees)s::bigint[], %(gas_out)s::bigint[], %(sizes)s::int[])
-             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, gas_out, size)
+                         %(attempt_network_fees)s::bigint[], %(gas_out)s::bigint[], %(heights)s::bigint[],
+                         %(sizes)s::int[])
+             AS g (txid, tenant_id, wallet_id, raw, grouped, valid_until_block, system_fee, network_fee, gas_out,
+                   signed_at_height, size)
 ), mine AS (
     SELECT t.tenant_id, t.id, g.txid FROM transactions t
     JOIN carried c ON c.transaction_id = t.id
@@ -309,9 +368,9 @@ WITH carried AS (
     JOIN wallets w ON (w.tenant_id, w.id) = (g.tenant_id, g.wallet_id) AND w.paused_at IS NULL
 ), attempt AS (
     INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, grouped, valid_until_block,
-                                      system_fee, network_fee, gas_out, lease, lease_until)
+                                      system_fee, network_fee, gas_out, signed_at_height, lease, lease_until)
     SELECT tenant_id, txid, wallet_id, %(network)s, raw, grouped, valid_until_block, system_fee, network_fee, gas_out,
-           %(lease)s, now() + make_interval(secs => %(lease_s)s)
+           signed_at_height, %(lease)s, now() + make_interval(secs => %(lease_s)s)
     FROM complete
     RETURNING tenant_id, txid
 ), link AS (
@@ -391,7 +450,7 @@ FROM attempt a JOIN transaction_attempt_intents i ON (i.tenant_id, i.txid) = (a.
 WHERE (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id) AND t.state = 'signed'
 
 -- name: refuse
--- After `lock_attempts`.
+-- After `lock_attempts` and `lock_reservations_of`.
 -- No node has it nor ever will. What shared it with others goes on alone.
 WITH given AS (
     SELECT * FROM unnest(%(txids)s::bytea[], %(causes)s::text[]::json[]) AS g (txid, cause)
@@ -479,7 +538,7 @@ SELECT a.txid, a.network = %(network)s AND a.state IN ('signed', 'sent') AND a.v
 FROM transaction_attempts a JOIN wanted w ON w.txid = a.txid ORDER BY a.txid FOR UPDATE OF a
 
 -- name: lock_reservations_of
--- Before two statements change them, each in its order.
+-- Before statements change them, each in its order, and before intents are locked: who stores has them in this order.
 SELECT FROM wallet_reservations
 WHERE (tenant_id, wallet_id, network) IN (
     SELECT tenant_id, wallet_id, network FROM transaction_attempts WHERE txid = ANY(%(txids)s))
@@ -583,15 +642,18 @@ SELECT tenant_id, id, events, state, cause FROM changed
 -- name: unconfirm
 -- A private chain lost blocks: what they confirmed or let expire is on its way again, with the same bytes. Attempts
 -- whose intents have gone on with others are never sent again: the node that lost the block has forgotten them.
-WITH undone AS (
-    SELECT a.tenant_id, a.txid,
-           EXISTS (SELECT FROM transaction_attempt_intents i
-                   JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
-                   WHERE (i.tenant_id, i.txid) = (a.tenant_id, a.txid) AND t.txid = a.txid) AS current
-    FROM transaction_attempts a
-    WHERE a.network = %(network)s AND (a.block_index > %(index)s
-                                       OR (a.state = 'expired' AND a.valid_until_block > %(index)s))
-    ORDER BY a.txid FOR UPDATE
+WITH locked AS (
+    SELECT tenant_id, txid FROM transaction_attempts
+    WHERE network = %(network)s AND (block_index > %(index)s
+                                     OR (state = 'expired' AND valid_until_block > %(index)s))
+    ORDER BY txid FOR UPDATE
+), undone AS MATERIALIZED (
+    -- One by one: seen as a join of sets it would be one of whole tables.
+    SELECT l.tenant_id, l.txid, c.current FROM locked l CROSS JOIN LATERAL (
+        SELECT count(*) > 0 AS current FROM transaction_attempt_intents i
+        JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
+        WHERE (i.tenant_id, i.txid) = (l.tenant_id, l.txid) AND t.txid = l.txid
+    ) c
 ), attempt AS (
     UPDATE transaction_attempts a
     SET state = CASE WHEN u.current THEN 'sent' ELSE 'replaced' END, sent_at_height = 0, block_index = NULL
@@ -718,7 +780,8 @@ WHERE tenant_id = %(tenant_id)s AND id = %(id)s AND state = 'queued'
 RETURNING coalesce(counted_fee, 0)
 
 -- name: store_replacement
--- Its lease has ended, so that the next worker who looks sends it.
+-- Its lease has ended, so that the next worker who looks sends it. Of it and what it replaces one can be in the
+-- chain, and that one may be counted already: it counts as signed long ago.
 WITH attempt AS (
     INSERT INTO transaction_attempts (tenant_id, txid, wallet_id, network, raw, kind, conflicts_with, gas_out, grouped,
                                       valid_until_block, system_fee, network_fee, lease_until)

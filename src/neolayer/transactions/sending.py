@@ -120,6 +120,7 @@ class Sender:
             }
             async with self._database.transaction() as connection:
                 await connection.execute(_SQL["lock_attempts"], params)
+                await connection.execute(_SQL["lock_reservations_of"], params)
                 await connection.execute(_SQL["refuse"], params)
         if answers.waiting:
             params = {
