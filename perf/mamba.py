@@ -16,6 +16,7 @@ from neo3.wallet.scrypt_parameters import ScryptParameters
 from tests.system import RECEIVER
 
 from neolayer.chain.payload import parse_account
+from neolayer.transactions.model import UNFINISHED
 from perf.bench import Bench
 from perf.metered import MeteredNode
 from perf.queue import Stand
@@ -100,24 +101,41 @@ class Plain:
 
 
 async def through_api(stand: Stand, count: int, *, at_once: bool) -> Sent:
-    """From the request to the state `confirmed`, as a client sees it."""
-    failures = collections.Counter[str]()
-    limit = asyncio.Semaphore(CLIENTS if at_once else 1)
+    """From the request to the state `confirmed`, as a client sees it: one after the other by long poll; at once by
+    the stream of events."""
+    calls, began = await stand.node.calls(), time.monotonic()
+    failures = await (_all_at_once if at_once else _one_by_one)(stand, count)
+    return Sent(count, time.monotonic() - began, await stand.node.calls() - calls, failures)
 
-    async def one(number: int) -> None:
-        async with limit:
-            view = await stand.system.transfer("default", RECEIVER, 1 + number, sender=stand.wallet["address"])
-        while view["state"] in ("queued", "signed", "sent"):
+
+async def _one_by_one(stand: Stand, count: int) -> collections.Counter[str]:
+    failures = collections.Counter[str]()
+    for number in range(count):
+        view = await stand.system.transfer("default", RECEIVER, 1 + number, sender=stand.wallet["address"])
+        while view["state"] in UNFINISHED:
             view = await stand.system.get(f"/transactions/{view['id']}", wait=60, until="final")
         failures.update([] if view["state"] == "confirmed" else [view["state"]])
+    return failures
 
-    calls, began = await stand.node.calls(), time.monotonic()
-    if at_once:
-        await asyncio.gather(*map(one, range(count)))
-    else:
-        for number in range(count):
-            await one(number)
-    return Sent(count, time.monotonic() - began, await stand.node.calls() - calls, failures)
+
+async def _all_at_once(stand: Stand, count: int) -> collections.Counter[str]:
+    limit = asyncio.Semaphore(CLIENTS)
+
+    async def send(number: int) -> str:
+        async with limit:
+            view = await stand.system.transfer("default", RECEIVER, 1 + number, sender=stand.wallet["address"])
+        return str(view["id"])
+
+    ends: dict[str, str] = {}
+    async with stand.system.news() as events:
+        sending = asyncio.gather(*map(send, range(count)))
+        async with asyncio.timeout(PATIENCE_S):
+            while len(ends) < count:
+                event = await anext(events)
+                if event["state"] not in UNFINISHED:
+                    ends[event["id"]] = event["state"]
+        assert set(await sending) == set(ends)
+    return collections.Counter(state for state in ends.values() if state != "confirmed")
 
 
 async def against_neo_mamba(bench: Bench) -> list[str]:
@@ -159,8 +177,9 @@ async def against_neo_mamba(bench: Bench) -> list[str]:
         "## e. Against neo-mamba",
         "",
         "From the wish for a transfer to knowing that it is in a block: `ChainFacade.invoke`, which prices, signs,"
-        " sends and polls, in the process of the application; against requests to this service's API, which wait"
-        f" for the state. {options.peer_rounds} rounds in turn on the same node.",
+        " sends and polls, in the process of the application; against requests to this service's API, whose end is"
+        f" heard by long poll, or by one stream of events for many. {options.peer_rounds} rounds in turn on the"
+        " same node.",
         "",
         f"RPC calls are those beyond the {idle:.0f} a second that are asked when nothing is sent.",
         "",

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,26 @@ class System:
         headers = {"idempotency-key": idempotency_key} if idempotency_key else None
         body = {"wallet": wallet, "calls": [call], **settings}
         return await self.request("POST", "/transactions", body, status=status, headers=headers)
+
+    @asynccontextmanager
+    async def news(self) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """What the stream of events tells of transactions from now on, each as its data."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+            headers = {"authorization": f"Bearer {self.key}"}
+            async with session.get(f"{self.url}/api/v1/events", headers=headers) as response:
+                assert response.status == 200
+                lines = response.content
+                await lines.readuntil(b"\n\n")  # where it begins: it is under way
+
+                async def told() -> AsyncIterator[dict[str, Any]]:
+                    event = b""
+                    async for line in lines:
+                        if line.startswith(b"event: "):
+                            event = line[7:].strip()
+                        elif line.startswith(b"data: ") and event == b"transaction":
+                            yield json.loads(line[6:])
+
+                yield told()
 
     async def settled(self, id: str, timeout_s: float = 45) -> Any:
         """The transaction once its state is final."""
