@@ -26,11 +26,9 @@ from tests.system import RECEIVER, System
 from neolayer.chain.payload import parse_account
 from neolayer.chain.scripts import GAS, build_script, transfer
 from neolayer.core.ids import uuid7
-from neolayer.db.notices import CHANNEL, notice
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.supervisor import leftovers
-from neolayer.transactions.model import TOPIC
 from neolayer.transactions.pool import scale
 from perf.metered import MeteredNode
 
@@ -210,7 +208,6 @@ def _intent(tenant: UUID, wallet: str, call: dict[str, Any], amount: int) -> dic
         "script": build_script(calls), "call_count": 1, "priority": 1, "head_start_s": 0, "valid_for_blocks": 1000,
         "max_fee": None, "grouping": "auto", "fifo_key": None, "not_before": None, "not_before_block": None,
         "on_expiry": "end", "speed": "standard", "execution_id": None, "network": None,
-        "channel": CHANNEL, "notice": notice(TOPIC),
     }  # fmt: skip
 
 

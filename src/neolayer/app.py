@@ -35,7 +35,7 @@ from neolayer.core.settings import Settings
 from neolayer.core.types import DATOSHI_PER_GAS
 from neolayer.db.leader import lead
 from neolayer.db.migrations import migrate
-from neolayer.db.notices import NoticeListener
+from neolayer.db.notices import Announcer, NoticeListener
 from neolayer.db.pool import Database
 from neolayer.enclave import EnclaveClient
 from neolayer.enclave.routes import AttestationController
@@ -111,6 +111,7 @@ class Parts:
     rpc: RpcClient
     enclave: EnclaveClient
     notices: NoticeListener
+    announcer: Announcer
     accounts: Accounts
     wallets: Wallets
     secrets: Secrets
@@ -163,6 +164,8 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(enclave.close)
         notices = NoticeListener(settings.database_url)
+        announcer = Announcer(database)
+        stack.push_async_callback(announcer.close)
         wallets = Wallets(database, enclave, rpc)
         pricing = Pricing(rpc, Fees(rpc), FeeMarket(rpc))
         limits = FeeLimits(database)
@@ -173,6 +176,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             rpc=rpc,
             enclave=enclave,
             notices=notices,
+            announcer=announcer,
             accounts=Accounts(database, FailureThrottle(valkey), notices),
             wallets=wallets,
             secrets=Secrets(database, enclave, notices),
@@ -188,6 +192,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
                     tenant_max=settings.transaction_queue_max,
                     total_max=settings.transaction_queue_total_max,
                 ),
+                announcer,
             ),
             limits=limits,
             replacements=Replacements(database, rpc, enclave, wallets, pricing, limits),
@@ -334,7 +339,13 @@ class Api:
         keys = InvokeKeys(parts.database)
         feed = Feed(parts.outbox)
         asynchronous = AsyncExecutions(
-            parts.database, resolver, history, keys, parts.notices, queue_max=self._settings.async_queue_max
+            parts.database,
+            resolver,
+            history,
+            keys,
+            parts.notices,
+            parts.announcer,
+            queue_max=self._settings.async_queue_max,
         )
         for name, work in (
             ("notices", parts.notices.run),

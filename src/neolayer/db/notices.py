@@ -11,7 +11,8 @@ from typing import Final
 
 import psycopg
 
-from neolayer.db.pool import Connection
+from neolayer.core.errors import ServiceError
+from neolayer.db.pool import Connection, Database
 
 CHANNEL: Final = "neolayer"
 _log = logging.getLogger(__name__)
@@ -21,12 +22,45 @@ type Handler = Callable[[str], None]
 
 async def notify(connection: Connection, topic: str, payload: str = "") -> None:
     """Tell all processes once the surrounding transaction commits."""
-    await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, notice(topic, payload)))
+    await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, f"{topic} {payload}"))
 
 
-def notice(topic: str, payload: str = "") -> str:
-    """What `pg_notify` is to send on `CHANNEL`, for statements that do more than that."""
-    return f"{topic} {payload}"
+class Announcer:
+    """`notify` for what happens hundreds of times a second, after its own transaction has committed.
+
+    Transactions with a notice commit one after the other, each with its wait for the disk: PostgreSQL holds a lock
+    of the whole server from before to after (`PreCommit_Notify`). So these go out in transactions of their own,
+    which write nothing, and what comes while one is under way shares the next. A process that dies in between tells
+    nobody.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._topics: set[str] = set()
+        self._telling: asyncio.Task[None] | None = None
+
+    def announce(self, topic: str) -> None:
+        """Returns at once."""
+        self._topics.add(topic)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def close(self) -> None:
+        """Returns when everything is told."""
+        if self._telling is not None:
+            await self._telling
+
+    async def _tell(self) -> None:
+        while self._topics:
+            payloads = [f"{topic} " for topic in self._topics]
+            self._topics.clear()
+            try:
+                await self._database.execute(
+                    b"SELECT pg_notify(%(channel)s, payload) FROM unnest(%(payloads)s::text[]) payload",
+                    {"channel": CHANNEL, "payloads": payloads},
+                )
+            except ServiceError as error:
+                _log.warning("nobody is told: %s", error.detail)
 
 
 class NoticeListener:

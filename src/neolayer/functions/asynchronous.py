@@ -8,7 +8,7 @@ import msgspec
 
 from neolayer.core.ids import uuid7
 from neolayer.core.types import Principal
-from neolayer.db.notices import NoticeListener, notify
+from neolayer.db.notices import Announcer, NoticeListener, notify
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
 from neolayer.functions.errors import NotCancellable, NotReplayable, QueueFull
@@ -33,6 +33,7 @@ class AsyncExecutions:
         history: History,
         keys: InvokeKeys,
         notices: NoticeListener,
+        announcer: Announcer,
         *,
         queue_max: int,
     ) -> None:
@@ -41,6 +42,7 @@ class AsyncExecutions:
         self._history = history
         self._keys = keys
         self._notices = notices
+        self._announcer = announcer
         self._queue_max = queue_max
 
     async def accept(
@@ -68,6 +70,7 @@ class AsyncExecutions:
         if replayed:
             view = await self._history.execution(tenant_id, id)
             return Accepted(id, view.status), True
+        self._announcer.announce(TOPIC)
         self._notices.dispatch(TOPIC, "")
         return Accepted(id, "queued"), False
 
@@ -115,7 +118,6 @@ class AsyncExecutions:
                 "max_attempts": bundle.max_attempts,
             },
         )
-        await notify(connection, TOPIC)
 
     async def count_by_state(self) -> dict[str, int]:
         """Of all tenants: ``queued``, ``running``, ``dead``."""

@@ -14,10 +14,8 @@ WITH inserted AS (
 ), event AS (
     INSERT INTO transaction_events (tenant_id, transaction_id, number, state)
     SELECT tenant_id, id, 1, state FROM inserted
-), told AS (
-    SELECT pg_notify(%(channel)s, %(notice)s) FROM inserted
 )
-SELECT created_at, updated_at FROM inserted, told
+SELECT created_at, updated_at FROM inserted
 
 -- name: terms
 -- On which a transaction is accepted: what pauses its wallet and its tenant, what the wallet may spend, and whether

@@ -17,7 +17,7 @@ from neolayer.chain.scripts import build_script
 from neolayer.core.errors import IdempotencyMismatch, InvalidRequest, MalformedJson
 from neolayer.core.ids import uuid7
 from neolayer.core.types import Hash256, Principal, gas_parse, gas_text
-from neolayer.db.notices import CHANNEL, notice
+from neolayer.db.notices import Announcer
 from neolayer.db.pool import Database
 from neolayer.db.sql import load_queries
 from neolayer.transactions.backpressure import QueueBound
@@ -55,8 +55,10 @@ class Transactions:
         contracts: Contracts,
         limits: FeeLimits,
         queue_bound: QueueBound,
+        announcer: Announcer,
     ) -> None:
         self._database = database
+        self._announcer = announcer
         self._bound = queue_bound
         self._wallets = wallets
         self._pricing = pricing
@@ -177,7 +179,6 @@ class Transactions:
         Args:
             counted: datoshi for its day's sum, where the wallet has a daily limit.
         """
-        params |= {"channel": CHANNEL, "notice": notice(TOPIC)}
         if counted is None:
             row = await self._database.fetch_one(_SQL["insert"], params)
         else:
@@ -185,7 +186,10 @@ class Transactions:
                 row = await (await connection.execute(_SQL["insert"], params)).fetchone()
                 if row is not None:
                     await self._limits.count(connection, wallet, params["id"], counted)
-        return None if row is None else (row[0], row[1])
+        if row is None:
+            return None
+        self._announcer.announce(TOPIC)
+        return row[0], row[1]
 
     async def _try_out(
         self, wallet: Wallet, request: TransactionRequest, script: bytes, max_fee: int | None, network: int
