@@ -30,8 +30,8 @@ class Announcer:
 
     Transactions with a notice commit one after the other, each with its wait for the disk: PostgreSQL holds a lock
     of the whole server from before to after (`PreCommit_Notify`). So these go out in transactions of their own,
-    which write nothing, and what comes while one is under way shares the next. A process that dies in between tells
-    nobody.
+    which write nothing, and what comes while one is under way shares the next. A process that dies in between
+    tells nobody.
     """
 
     def __init__(self, database: Database) -> None:
