@@ -190,8 +190,8 @@ async def end_others(room: Room) -> None:
 
 
 async def test_a_block_with_what_was_given_up_meets_a_batch_that_has_it_again(room: Room) -> None:
-    """One node refused it, another took it. The batch holds the wallet's reservation and wants the intent; the block
-    has others of the wallet, so it wants both, too."""
+    """One node refused it, another took it. The batch holds the wallet's reservation and wants the intent; the
+    block has others of the wallet, so it wants both, too."""
     await room.monitor.load_cursor()
     round = await Round.begin(room)
     given_up = {"txids": [round.middle.txid]}

@@ -1,8 +1,9 @@
 """One leader among the processes of a deployment, by a session lock in PostgreSQL.
 
-The lock goes with the connection: a leader that is killed is followed by another within about `POLL_S`. A leader
-that is cut off from the database may go on for `BEAT_S` + `BEAT_TIMEOUT_S`, so what it writes must be safe against
-a second writer anyway.
+The lock goes with the connection. A leader that is killed is followed by another within about `POLL_S`; one that
+stands still or is cut off, from which PostgreSQL hears nothing for `LOST_S`, within `LOST_S` + `POLL_S`. It may think
+for `BEAT_S` + `BEAT_TIMEOUT_S` that it still is the leader, so what it writes must be safe against a second writer
+anyway.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ import psycopg
 POLL_S: Final = 1.0
 BEAT_S: Final = 1.0
 BEAT_TIMEOUT_S: Final = 5.0
+#: Some beats; seconds.
+LOST_S: Final = 4.0
+_OPTIONS: Final = f"-c idle_session_timeout={int(LOST_S * 1000)}"
 _log = logging.getLogger(__name__)
 
 
@@ -22,7 +26,7 @@ async def lead(url: str, name: str, work: Callable[[], Awaitable[None]]) -> None
     """Run ``work`` whenever this process is the leader of that name, until cancelled."""
     while True:
         try:
-            async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            async with await psycopg.AsyncConnection.connect(url, autocommit=True, options=_OPTIONS) as connection:
                 await _acquire(connection, name)
                 _log.info("leader of %s", name)
                 async with asyncio.TaskGroup() as tasks:
