@@ -1,9 +1,9 @@
 """One leader among the processes of a deployment, by a session lock in PostgreSQL.
 
 The lock goes with the connection. A leader that is killed is followed by another within about `POLL_S`; one that
-stands still or is cut off, from which PostgreSQL hears nothing for `LOST_S`, within `LOST_S` + `POLL_S`. It may think
-for `BEAT_S` + `BEAT_TIMEOUT_S` that it still is the leader, so what it writes must be safe against a second writer
-anyway.
+stands still or is cut off, from which PostgreSQL hears nothing for `LOST_S`, within `LOST_S` + `POLL_S`. It may
+think for `BEAT_S` + `BEAT_TIMEOUT_S` that it still is the leader, so what it writes must be safe against a
+second writer anyway.
 """
 
 import asyncio
