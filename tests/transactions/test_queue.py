@@ -211,6 +211,25 @@ async def test_a_full_queue_refuses_until_there_is_room(room: Room) -> None:
         await total.admit(room.tenant_id)
 
 
+async def test_transactions_are_counted_by_state_and_history_for_a_part_of_the_time_only(room: Room) -> None:
+    transactions = room.parts.transactions
+    await room.submit(stranger(), 1)
+    assert await transactions.count_by_state() == {"queued": 1}
+    async with room.parts.database.transaction() as connection:
+        # Nobody can count while this lasts: the next count of history is a long time away.
+        await connection.execute(b"LOCK TABLE transactions")
+        transactions._final_good_until = 0.0
+        counting = asyncio.create_task(transactions.count_by_state())
+        await asyncio.sleep(0.3)
+        await connection.execute(b"UPDATE transactions SET state = 'confirmed'")
+    assert await counting == {"confirmed": 1}
+    await room.parts.database.execute(b"UPDATE transactions SET state = 'faulted'")
+    await room.submit(stranger(), 1)
+    assert await transactions.count_by_state() == {"confirmed": 1, "queued": 1}
+    transactions._final_good_until = 0.0
+    assert await transactions.count_by_state() == {"faulted": 1, "queued": 1}
+
+
 async def test_the_pool_is_scaled_while_it_runs(room: Room) -> None:
     database = room.parts.database
     assert await pool_size(database) is None

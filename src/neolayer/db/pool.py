@@ -16,6 +16,12 @@ from neolayer.core.errors import InvalidRequest, Unavailable
 
 #: A statement that takes longer is not one of ours but a stuck server.
 STATEMENT_TIMEOUT_MS: Final = 30_000
+#: Who says nothing for so long in the middle of a database transaction has stopped or is cut off, and others wait
+#: for what it has locked.
+IDLE_IN_TRANSACTION_MS: Final = 10_000
+_OPTIONS: Final = (
+    f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"
+)
 #: A connection that was used within this time is taken to be alive unless its socket says otherwise; seconds.
 TRUSTED_S: Final = 5.0
 
@@ -46,7 +52,7 @@ class Database:
             max_idle=300,
             max_lifetime=3600,
             open=False,
-            kwargs={"autocommit": True, "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"},
+            kwargs={"autocommit": True, "options": _OPTIONS},
             name="neolayer",
         )
 
