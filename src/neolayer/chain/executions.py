@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from neolayer.chain.answers import ApplicationLog, Trigger
+from neolayer.chain.answers import ApplicationLog, Block, Trigger
 from neolayer.chain.transport import decode
 from neolayer.core.types import Hash256
 
@@ -52,6 +52,12 @@ class Executions:
     """What was heard of a block's executions: all, some or nothing of them. What is missing can be asked for."""
 
     by_container: Mapping[str, Sequence[Execution]] = field(default_factory=dict)
+
+    def of(self, container: Hash256, block: Block) -> Sequence[Execution] | None:
+        """Of a transaction, or both of the block itself. None: not heard, or not as it must be."""
+        heard = self.by_container.get(str(container), ())
+        expected = ("OnPersist", "PostPersist") if container == block.hash else ("Application",)
+        return heard if tuple(execution.trigger for execution in heard) == expected else None
 
     def of_transaction(self, transaction: Hash256) -> ApplicationLog | None:
         """None: not heard."""

@@ -17,6 +17,13 @@ WHERE tenant_id = ANY(%(tenants)s) AND (written, sequence) > (%(after)s::text::x
   AND written < %(until)s::text::xid8
 ORDER BY written, sequence LIMIT %(limit)s
 
+-- name: append
+INSERT INTO outbox (tenant_id, kind, subject, number, data)
+SELECT n.tenant_id, n.kind, n.subject, n.number, n.data::json
+FROM unnest(%(tenant_id)s::uuid[], %(kind)s::text[], %(subject)s::uuid[], %(number)s::bigint[], %(data)s::text[])
+    WITH ORDINALITY AS n (tenant_id, kind, subject, number, data, position)
+ORDER BY n.position
+
 -- name: prune
 WITH gone AS (
     DELETE FROM outbox WHERE (written, sequence) IN (
