@@ -177,7 +177,7 @@ def executions_from_json(container: Hash256, reply: dict[str, Any]) -> list[Appl
             exception=execution.get("exception"),
             gas_consumed=int(execution["gasconsumed"]),
             stack=execution["stack"] if isinstance(execution["stack"], list) else [],
-            notifications=execution["notifications"] if execution["vmstate"] == "HALT" else [],
+            notifications=(execution["notifications"] or []) if execution["vmstate"] == "HALT" else [],
             trigger=execution["trigger"],
         )
         for execution in reply["executions"]
