@@ -175,3 +175,12 @@ async def transfers_of(system: System, first: int, last: int) -> list[str]:
             if one["contract"] == GAS and execution["vmstate"] == "HALT"
         ]
     return found
+
+
+async def test_the_api_describes_watches_and_their_events(system: System) -> None:
+    _, _, schema = await system.raw("GET", "/schema/openapi.json")
+    assert {"get", "post"} <= set(schema["paths"]["/api/v1/chain/watches"])
+    stream = schema["paths"]["/api/v1/events"]["get"]
+    content = json.dumps(stream["responses"]["200"]["content"])
+    assert all(name in content for name in ("TransactionEvent", "NotificationEvent", "ChainRewoundEvent"))
+    assert "kind" in [parameter["name"] for parameter in stream["parameters"]]

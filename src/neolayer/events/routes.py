@@ -60,7 +60,6 @@ class ChainRewoundEvent(msgspec.Struct, frozen=True):
     at: datetime
 
 
-type AnyEvent = TransactionEvent | NotificationEvent | ChainRewoundEvent
 KINDS: Final = ("transaction", "notification", "chain_rewound")
 
 
@@ -75,7 +74,13 @@ class EventsController(Controller):
         "blocks. Reconnecting with `Last-Event-ID` misses none, at whichever API process; when the id is "
         "older than what is kept an event `gap` comes first.",
         media_type="text/event-stream",
-        responses={200: ResponseSpec(TransactionEvent, media_type="text/event-stream", generate_examples=False)},
+        responses={
+            200: ResponseSpec(
+                TransactionEvent | NotificationEvent | ChainRewoundEvent,
+                media_type="text/event-stream",
+                generate_examples=False,
+            )
+        },
     )
     async def stream(
         self,
