@@ -55,14 +55,18 @@ class Executions:
 
     def of(self, container: Hash256, block: Block) -> Sequence[Execution] | None:
         """Of a transaction, or both of the block itself. None: not heard, or not as it must be."""
-        heard = self.by_container.get(str(container), ())
-        expected = ("OnPersist", "PostPersist") if container == block.hash else ("Application",)
-        return heard if tuple(execution.trigger for execution in heard) == expected else None
+        if container == block.hash:
+            return self._of(container, "OnPersist", "PostPersist")
+        return self._of(container, "Application")
 
     def of_transaction(self, transaction: Hash256) -> ApplicationLog | None:
-        """None: not heard."""
-        heard = self.by_container.get(str(transaction), ())
-        return heard[0].log(transaction) if len(heard) == 1 else None
+        """None: not heard, or not as it must be."""
+        heard = self._of(transaction, "Application")
+        return None if heard is None else heard[0].log(transaction)
+
+    def _of(self, container: Hash256, *triggers: Trigger) -> Sequence[Execution] | None:
+        heard = self.by_container.get(str(container), ())
+        return heard if tuple(execution.trigger for execution in heard) == triggers else None
 
 
 NOTHING_HEARD: Final = Executions()

@@ -1,7 +1,8 @@
 """What contracts notify of in a block, in the chain's order."""
 
-from collections.abc import Collection
-from typing import Any
+import re
+from collections.abc import Set
+from typing import Any, Final
 
 import msgspec
 
@@ -9,6 +10,8 @@ from neolayer.chain.answers import ApplicationLog, Block, Trigger
 from neolayer.chain.executions import Execution, Executions
 from neolayer.chain.rpc import RpcClient
 from neolayer.core.types import Hash256
+
+_HASH: Final = re.compile(rb"0x[0-9a-f]{40}")
 
 
 class Notification(msgspec.Struct, frozen=True):
@@ -29,7 +32,7 @@ class Notification(msgspec.Struct, frozen=True):
 
 
 async def notifications_of(
-    rpc: RpcClient, block: Block, executions: Executions, contracts: Collection[str]
+    rpc: RpcClient, block: Block, executions: Executions, contracts: Set[str]
 ) -> list[Notification]:
     """Those of some contracts in a block. Executions that were not heard are asked for in batches.
 
@@ -44,11 +47,13 @@ async def notifications_of(
     missing = [container for container, found in heard.items() if found is None]
     asked = dict(zip(missing, await rpc.executions(missing), strict=True)) if missing else {}
 
+    sought = {contract.encode() for contract in contracts}
+
     def logs(container: Hash256) -> list[ApplicationLog | None]:
         found = heard[container]
         if found is None:
             return list(asked[container])
-        return [one.log(container) if _mentions(one, contracts) else None for one in found]
+        return [one.log(container) if _mentions(one, sought) else None for one in found]
 
     before, after = logs(block.hash)
     ran = [before, *(log for transaction in block.transactions for log in logs(transaction)), after]
@@ -69,7 +74,6 @@ async def notifications_of(
     ]
 
 
-def _mentions(execution: Execution, contracts: Collection[str]) -> bool:
+def _mentions(execution: Execution, contracts: Set[bytes]) -> bool:
     """Most of what runs is nobody's: searching its bytes costs less than decoding them."""
-    told = bytes(execution.notifications)
-    return any(contract.encode() in told for contract in contracts)
+    return not contracts.isdisjoint(_HASH.findall(execution.notifications))
