@@ -29,6 +29,7 @@ from neolayer.db.pool import Connection, Database
 from neolayer.transactions.model import TOPIC
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.queue import Queue
+from neolayer.watches.service import Watches
 
 #: HTTP requests of the poller under way at a time.
 AT_ONCE: Final = 16
@@ -121,7 +122,7 @@ class Switch:
     """Does what stdin says."""
 
     def __init__(self, database: Database, rpc: RpcClient, meter: Meter) -> None:
-        self._parts = database, rpc, Queue(database, lease_s=10)
+        self._parts = database, rpc, Queue(database, lease_s=10), Watches(database, rpc)
         self._meter = meter
 
     async def run(self) -> None:

@@ -82,6 +82,8 @@ class NodeProxy:
         self.rewrite: Rewrite = unchanged
         #: What becomes of events.
         self.events: EventRule = as_they_come
+        #: A stream of events that the node gives no subscription to.
+        self.no_subscription_to: str | None = None
         #: WebSockets stay open and bring nothing more.
         self.mute = False
         #: Whether there are WebSockets at all: a C# node has none.
@@ -126,7 +128,7 @@ class NodeProxy:
         """End all faults."""
         self.hold = self.drop_answer = self.swallow = self.refuse = self.answer_instead = nothing
         self.delay_s, self.rewrite, self.mute, self.websockets = 0.0, unchanged, False, True
-        self.objection, self.events = no_objection, as_they_come
+        self.objection, self.events, self.no_subscription_to = no_objection, as_they_come, None
 
     def cut_websockets(self) -> None:
         for websocket in self._open:
@@ -209,7 +211,13 @@ class NodeProxy:
                 back = asyncio.create_task(self._pass_on(far, near))
                 with contextlib.suppress(ConnectionError):
                     async for message in near:
-                        if not self.mute:
+                        if self.mute:
+                            continue
+                        request = json.loads(message.data)
+                        if request["params"] == [self.no_subscription_to]:
+                            error = {"code": -32602, "message": "unknown stream"}
+                            await near.send_json({"jsonrpc": "2.0", "id": request["id"], "error": error})
+                        else:
                             await far.send_str(message.data)
                 back.cancel()
                 await asyncio.gather(back, return_exceptions=True)

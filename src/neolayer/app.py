@@ -79,6 +79,8 @@ from neolayer.transactions.service import Transactions
 from neolayer.transactions.waiting import Waiting
 from neolayer.wallets.routes import WalletsController
 from neolayer.wallets.service import WalletNotFound, Wallets
+from neolayer.watches.routes import WatchesController
+from neolayer.watches.service import Watches
 
 _log = logging.getLogger(__name__)
 DEFAULT_TENANT: Final = "default"
@@ -120,6 +122,7 @@ class Parts:
     transactions: Transactions
     replacements: Replacements
     outbox: Outbox
+    watches: Watches
 
 
 def pool_options(settings: Settings) -> PoolOptions:
@@ -197,6 +200,7 @@ async def build_parts(settings: Settings) -> AsyncIterator[Parts]:
             limits=limits,
             replacements=Replacements(database, rpc, enclave, wallets, pricing, limits),
             outbox=Outbox(database),
+            watches=Watches(database, rpc),
         )
 
 
@@ -241,7 +245,9 @@ def build_monitor(parts: Parts) -> Monitor:
     """What confirms transactions."""
     settings = parts.settings
     queue = Queue(parts.database, lease_s=settings.lease_s)
-    return Monitor(parts.database, parts.rpc, queue, resend_after_blocks=settings.resend_after_blocks)
+    return Monitor(
+        parts.database, parts.rpc, queue, parts.watches, resend_after_blocks=settings.resend_after_blocks
+    )
 
 
 def health_checks(parts: Parts) -> HealthChecks:
@@ -389,6 +395,7 @@ class Api:
                 LimitsController,
                 EventsController,
                 ChainController,
+                WatchesController,
                 AttestationController,
             ],
             services={
@@ -410,6 +417,7 @@ class Api:
                 "limits": parts.limits,
                 "waiting": Waiting(parts.transactions, feed),
                 "event_streams": EventStreams(parts.outbox, feed),
+                "watches": parts.watches,
                 "reader": reader,
                 "rpc": parts.rpc,
                 "enclave": parts.enclave,

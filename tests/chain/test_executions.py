@@ -115,7 +115,7 @@ async def test_an_execution_that_is_not_told_is_missing_and_no_other(
     assert len(dropped) == 1
 
 
-async def test_one_that_is_told_twice_or_under_another_name_is_not_believed(
+async def test_one_that_is_told_twice_or_under_another_name_or_unreadably_is_not_believed(
     node: Node, rich: Key, proxy: NodeProxy, follow: Follow
 ) -> None:
     """What a node says of a transaction cannot be checked; which of them it speaks of must be plain."""
@@ -124,8 +124,11 @@ async def test_one_that_is_told_twice_or_under_another_name_is_not_believed(
 
     def spoil(event: Event) -> list[Event]:
         told = event["params"][0]
-        if told.get("trigger") != "Application" or len(spoilt) == 2:
+        if told.get("trigger") != "Application" or len(spoilt) == 3:
             return [event]
+        if len(spoilt) == 2:
+            spoilt[told["container"]] = "unreadable"
+            return [event | {"params": [told | {"exception": "\ud800"}]}]
         if not spoilt:
             spoilt[told["container"]] = "twice"
             return [event, event]
@@ -136,11 +139,32 @@ async def test_one_that_is_told_twice_or_under_another_name_is_not_believed(
     async with following(follower):
         await until(lambda: follower.connected == "websocket")
         proxy.events = spoil
-        sent = await send(node, rich, SYMBOL, SYMBOL, SYMBOL)
+        messages = follower.messages
+        sent = await send(node, rich, SYMBOL, SYMBOL, SYMBOL, SYMBOL)
         for hash_ in sent:
             heard = ledger.heard[(await block_of(ledger, hash_)).index].of_transaction(hash_)
             assert (heard is None) == (str(hash_) in spoilt)
-    assert sorted(spoilt.values()) == ["renamed", "twice"]
+        assert follower.connected == "websocket"
+        assert follower.messages > messages + 4
+    assert sorted(spoilt.values()) == ["renamed", "twice", "unreadable"]
+
+
+@pytest.mark.parametrize("stream", ["transaction_executed", "block_added"])
+async def test_a_node_that_refuses_a_subscription(
+    node: Node, rich: Key, proxy: NodeProxy, follow: Follow, stream: str
+) -> None:
+    """One that tells of blocks only is followed all the same; one that does not even that is left."""
+    proxy.no_subscription_to = stream
+    ledger, follower = follow()
+    async with following(follower):
+        if stream == "block_added":
+            await until(lambda: "no subscription to blocks" in (follower.error or ""))
+            return
+        await until(lambda: follower.connected == "websocket")
+        (hash_,) = await send(node, rich, SYMBOL)
+        block = await block_of(ledger, hash_)
+        assert ledger.heard[block.index].of_transaction(hash_) is None
+        assert follower.connected == "websocket"
 
 
 @pytest.mark.parametrize("trouble", ["cut", "missed"])

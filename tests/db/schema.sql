@@ -166,7 +166,7 @@ CREATE TABLE public.outbox (
     sequence bigint NOT NULL,
     kind text NOT NULL,
     subject uuid NOT NULL,
-    number integer NOT NULL,
+    number bigint NOT NULL,
     data json NOT NULL,
     at timestamp with time zone DEFAULT now() NOT NULL
 );
@@ -335,6 +335,17 @@ CREATE TABLE public.wallets (
     CONSTRAINT wallets_public_key_check CHECK ((length(public_key) = 33)),
     CONSTRAINT wallets_script_hash_check CHECK ((length(script_hash) = 20))
 );
+CREATE TABLE public.watches (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    network bigint NOT NULL,
+    contract bytea NOT NULL,
+    event text,
+    after_block bigint NOT NULL,
+    events bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT watches_contract_check CHECK ((octet_length(contract) = 20))
+);
 CREATE TABLE public.worker_pool (
     singleton boolean DEFAULT true NOT NULL,
     transactions smallint NOT NULL,
@@ -392,6 +403,10 @@ ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_name_key UNIQUE (tenant_id, name);
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_tenant_id_network_contract_event_key UNIQUE NULLS NOT DISTINCT (tenant_id, network, contract, event);
 ALTER TABLE ONLY public.worker_pool
     ADD CONSTRAINT worker_pool_pkey PRIMARY KEY (singleton);
 CREATE INDEX execution_queue_work ON public.execution_queue USING btree (tenant_id, available_at) WHERE (state <> 'dead'::text);
@@ -418,6 +433,7 @@ CREATE INDEX transactions_fifo_turn ON public.transactions USING btree (tenant_i
 CREATE INDEX transactions_leased ON public.transactions USING btree (lease_until) WHERE (lease IS NOT NULL);
 CREATE INDEX transactions_queue ON public.transactions USING btree (tenant_id, wallet_id, rank_at) WHERE ((state = 'queued'::text) AND (lease IS NULL) AND (NOT held));
 CREATE INDEX transactions_scheduled ON public.transactions USING btree (not_before_block) WHERE (held AND (fifo_key IS NULL));
+CREATE INDEX watches_of ON public.watches USING btree (network, contract);
 CREATE TRIGGER end_what_is_to_be_cancelled BEFORE UPDATE ON public.transactions FOR EACH ROW WHEN (((new.cancel_requested_at IS NOT NULL) AND (new.state = ANY (ARRAY['queued'::text, 'rejected'::text, 'expired'::text])))) EXECUTE FUNCTION public.end_what_is_to_be_cancelled();
 CREATE TRIGGER outbox_of_transactions AFTER INSERT ON public.transaction_events REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.outbox_of_transactions();
 CREATE TRIGGER reserve_changed_attempts AFTER UPDATE ON public.transaction_attempts REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.reserve_changed_attempts();
@@ -446,3 +462,5 @@ ALTER TABLE ONLY public.wallet_reservations
     ADD CONSTRAINT wallet_reservations_tenant_id_wallet_id_fkey FOREIGN KEY (tenant_id, wallet_id) REFERENCES public.wallets(tenant_id, id);
 ALTER TABLE ONLY public.wallets
     ADD CONSTRAINT wallets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES public.tenants(id);

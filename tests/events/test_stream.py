@@ -1,13 +1,17 @@
 """Server-sent events: from now on, from an event on, and what is said when events are gone."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from neolayer.core.errors import InvalidRequest
 from neolayer.events import feed, stream
+from neolayer.events.outbox import APPENDED_AT_ONCE, Position, append
+from neolayer.events.outbox import News as ToStore
 
 from .conftest import News
 
@@ -141,3 +145,36 @@ async def test_an_id_from_the_future_is_taken_for_now(news: News) -> None:
     await news.write(1)
     assert await numbers(client, 1) == [1]
     await client.close()
+
+
+async def test_a_stream_of_some_kinds_leaves_out_others_before_and_after_it_began(news: News) -> None:
+    """What is left out neither holds up the heartbeat nor comes when the client comes back."""
+
+    async def write(*kinds: str) -> None:
+        async with news.database.transaction() as connection:
+            await append(connection, [ToStore(news.tenant, kind, uuid4(), 1, "{}") for kind in kinds])
+
+    await write("thing", "other", "thing", "another")
+    client = Client(await news.streams.open(news.tenant, "0-0", {"other", "another"}))
+    await write("thing", "another", "thing", "other")
+    assert [(await client.next())[0] for _ in range(4)] == ["other", "another", "another", "other"]
+    last_id = client.last_id
+    await client.close()
+    client = Client(await news.streams.open(news.tenant, last_id, {"other", "another"}))
+    await write("thing", "other")
+    assert (await client.next())[0] == "other"
+    await client.close()
+
+
+async def test_what_is_appended_at_once_is_read_in_its_order(news: News) -> None:
+    """More than one statement writes, in one database transaction: all of it or nothing."""
+    count = 2 * APPENDED_AT_ONCE + 7
+    several = [ToStore(news.tenant, "thing", uuid4(), number, "{}") for number in range(count)]
+    with contextlib.suppress(ConnectionError):
+        async with news.database.transaction() as connection:
+            await append(connection, several)
+            raise ConnectionError
+    async with news.database.transaction() as connection:
+        await append(connection, several)
+    events = await news.outbox.of_tenant(news.tenant, Position(0), await news.outbox.now(), 10 * count)
+    assert [event.number for event in events] == list(range(count))

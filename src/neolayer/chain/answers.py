@@ -163,13 +163,22 @@ def invoke_result_from_json(reply: dict[str, Any]) -> InvokeResult:
     )
 
 
-def application_log_from_json(transaction: Hash256, reply: dict[str, Any]) -> ApplicationLog:
-    execution = reply["executions"][0]
-    return ApplicationLog(
-        hash=transaction,
-        vmstate=execution["vmstate"],
-        exception=execution.get("exception"),
-        gas_consumed=int(execution["gasconsumed"]),
-        stack=execution["stack"] if isinstance(execution["stack"], list) else [],
-        notifications=execution["notifications"] if execution["vmstate"] == "HALT" else [],
-    )
+def application_log_from_json(container: Hash256, reply: dict[str, Any]) -> ApplicationLog:
+    """Of a transaction."""
+    return executions_from_json(container, reply)[0]
+
+
+def executions_from_json(container: Hash256, reply: dict[str, Any]) -> list[ApplicationLog]:
+    """Of a transaction, one; of a block, OnPersist and PostPersist."""
+    return [
+        ApplicationLog(
+            hash=container,
+            vmstate=execution["vmstate"],
+            exception=execution.get("exception"),
+            gas_consumed=int(execution["gasconsumed"]),
+            stack=execution["stack"] if isinstance(execution["stack"], list) else [],
+            notifications=(execution["notifications"] or []) if execution["vmstate"] == "HALT" else [],
+            trigger=execution["trigger"],
+        )
+        for execution in reply["executions"]
+    ]

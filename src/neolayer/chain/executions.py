@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from neolayer.chain.answers import ApplicationLog, Trigger
+from neolayer.chain.answers import ApplicationLog, Block, Trigger
 from neolayer.chain.transport import decode
 from neolayer.core.types import Hash256
 
@@ -53,10 +53,20 @@ class Executions:
 
     by_container: Mapping[str, Sequence[Execution]] = field(default_factory=dict)
 
+    def of(self, container: Hash256, block: Block) -> Sequence[Execution] | None:
+        """Of a transaction, or both of the block itself. None: not heard, or not as it must be."""
+        if container == block.hash:
+            return self._of(container, "OnPersist", "PostPersist")
+        return self._of(container, "Application")
+
     def of_transaction(self, transaction: Hash256) -> ApplicationLog | None:
-        """None: not heard."""
-        heard = self.by_container.get(str(transaction), ())
-        return heard[0].log(transaction) if len(heard) == 1 else None
+        """None: not heard, or not as it must be."""
+        heard = self._of(transaction, "Application")
+        return None if heard is None else heard[0].log(transaction)
+
+    def _of(self, container: Hash256, *triggers: Trigger) -> Sequence[Execution] | None:
+        heard = self.by_container.get(str(container), ())
+        return heard if tuple(execution.trigger for execution in heard) == triggers else None
 
 
 NOTHING_HEARD: Final = Executions()

@@ -17,6 +17,7 @@ from neolayer.chain.answers import (
     Version,
     application_log_from_json,
     block_from_json,
+    executions_from_json,
     invoke_result_from_json,
 )
 from neolayer.chain.asking import Asker, Question
@@ -353,13 +354,17 @@ class RpcClient:
         Raises:
             NodeUnavailable: the node lacks one of them: it has lost the block that another one showed.
         """
-        replies = await self.batch([("getapplicationlog", [str(hash_)]) for hash_ in transactions])
-        logs = []
-        for hash_, reply in zip(transactions, replies, strict=True):
+        return [ran[0] for ran in await self.executions(transactions)]
+
+    async def executions(self, containers: Sequence[Hash256]) -> list[list[ApplicationLog]]:
+        """As `application_logs`, and of blocks what they ran themselves: OnPersist and PostPersist."""
+        replies = await self.batch([("getapplicationlog", [str(hash_)]) for hash_ in containers])
+        executions = []
+        for hash_, reply in zip(containers, replies, strict=True):
             if isinstance(reply, RpcError):
                 raise NodeUnavailable(f"a node has no application log of {hash_}: {reply.detail}")
-            logs.append(application_log_from_json(hash_, reply))
-        return logs
+            executions.append(executions_from_json(hash_, reply))
+        return executions
 
     async def balance_of(self, token: Hash160, account: Hash160) -> int:
         """In the token's smallest unit.

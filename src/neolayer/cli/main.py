@@ -26,7 +26,11 @@ app.command("neolayer.cli.secrets:app", name="secrets", help="Secrets that only 
 app.command("neolayer.cli.wallets:app", name="wallets", help="Wallets whose keys live in the enclave.")
 app.command("neolayer.cli.tx:app", name="tx", help="Transactions.")
 app.command("neolayer.cli.keys:app", name="keys", help="API keys of this tenant.")
-app.command("neolayer.cli.chain:app", name="chain", help="The Neo nodes that the service uses.")
+app.command(
+    "neolayer.cli.chain:app",
+    name="chain",
+    help="Neo nodes that the service uses; contracts to watch.",
+)
 app.command("neolayer.cli.devnet:app", name="devnet", help="The private Neo network of `neolayer up`.")
 app.command(
     "neolayer.cli.doctor:doctor",

@@ -6,7 +6,7 @@ concerns.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import UUID
@@ -28,11 +28,14 @@ MAX_WAITING: Final = 1_000
 
 
 class Subscription:
-    """A tenant's events, or those of one subject, from `start` on."""
+    """A tenant's events, or those of one subject or of some kinds, from `start` on."""
 
-    def __init__(self, tenant_id: UUID, subject: UUID | None, start: Position) -> None:
+    def __init__(
+        self, tenant_id: UUID, subject: UUID | None, kinds: Collection[str] | None, start: Position
+    ) -> None:
         self.tenant_id = tenant_id
         self.subject = subject
+        self.kinds = kinds
         #: What is before it was committed when the subscription began.
         self.start = start
         #: Events were left out because too many waited.
@@ -41,6 +44,8 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         if self.overrun or event.position < self.start or self.subject not in (None, event.subject):
+            return
+        if self.kinds is not None and event.kind not in self.kinds:
             return
         try:
             self._events.put_nowait(event)
@@ -75,8 +80,13 @@ class Feed:
         self._ahead: Position | None = None
 
     @asynccontextmanager
-    async def subscribe(self, tenant_id: UUID, subject: UUID | None = None) -> AsyncIterator[Subscription]:
+    async def subscribe(
+        self, tenant_id: UUID, subject: UUID | None = None, kinds: Collection[str] | None = None
+    ) -> AsyncIterator[Subscription]:
         """What happens from now on, until the block ends.
+
+        Args:
+            kinds: None: all of them.
 
         Raises:
             TooManyRequests: the tenant has as many as it may have here.
@@ -85,7 +95,7 @@ class Feed:
             if self._ahead is None:
                 self._ahead = self.position = await self._outbox.now()
             # From here to the adding nothing else runs, so the next look is for this one too.
-            subscription = Subscription(tenant_id, subject, self._ahead)
+            subscription = Subscription(tenant_id, subject, kinds, self._ahead)
             mine = self._subscriptions.setdefault(tenant_id, set())
             if len(mine) >= MAX_SUBSCRIPTIONS:
                 raise TooManyRequests(f"at most {MAX_SUBSCRIPTIONS} requests of a tenant wait for events here")

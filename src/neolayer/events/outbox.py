@@ -11,19 +11,21 @@ import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 from psycopg.rows import TupleRow
 
 from neolayer.core.errors import ServiceError
-from neolayer.db.pool import Database
+from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
 
 _log = logging.getLogger(__name__)
 _SQL: Final = load_queries("neolayer.events")
 _POSITION: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,18})")
+#: Rows written by one statement.
+APPENDED_AT_ONCE: Final = 1_000
 #: Rows removed by one statement.
 PRUNED_AT_ONCE: Final = 10_000
 PRUNE_EVERY_S: Final = 600.0
@@ -52,13 +54,31 @@ class Position(msgspec.Struct, frozen=True, order=True):
 class Event(msgspec.Struct, frozen=True):
     position: Position
     tenant_id: UUID
-    #: Of what: ``transaction``.
+    #: Of what: ``transaction``, ``notification``, ``chain_rewound``.
     kind: str
-    #: Which one; with `number` the event's name, the same for ever.
+    #: Which transaction or watch; with `number` the event's name, the same for ever.
     subject: UUID
     number: int
     data: dict[str, Any]
     at: datetime
+
+
+class News(NamedTuple):
+    """An event that is to be stored; see `Event`."""
+
+    tenant_id: UUID
+    kind: str
+    subject: UUID
+    number: int
+    #: JSON of an object.
+    data: str
+
+
+async def append(connection: Connection, news: Sequence[News]) -> None:
+    """Store what happened, in this order, with the caller's database transaction."""
+    for first in range(0, len(news), APPENDED_AT_ONCE):
+        columns = zip(*news[first : first + APPENDED_AT_ONCE], strict=True)
+        await connection.execute(_SQL["append"], dict(zip(News._fields, map(list, columns), strict=True)))
 
 
 class Outbox:

@@ -22,6 +22,13 @@ FROM unnest(%(tenants)s::uuid[]) AS n (tenant_id) CROSS JOIN LATERAL (
 ) o
 ORDER BY o.written, o.sequence LIMIT %(limit)s
 
+-- name: append
+INSERT INTO outbox (tenant_id, kind, subject, number, data)
+SELECT n.tenant_id, n.kind, n.subject, n.number, n.data::json
+FROM unnest(%(tenant_id)s::uuid[], %(kind)s::text[], %(subject)s::uuid[], %(number)s::bigint[], %(data)s::text[])
+    WITH ORDINALITY AS n (tenant_id, kind, subject, number, data, position)
+ORDER BY n.position
+
 -- name: prune
 WITH gone AS (
     -- By place in the table, which never changes for them: by their keys they would be joined with the whole table.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from typing import Final
 from uuid import UUID
@@ -31,8 +31,13 @@ class EventStreams:
         self._outbox = outbox
         self._feed = feed
 
-    async def open(self, tenant_id: UUID, last_event_id: str | None) -> AsyncIterator[bytes]:
+    async def open(
+        self, tenant_id: UUID, last_event_id: str | None, kinds: Collection[str] | None = None
+    ) -> AsyncIterator[bytes]:
         """Begin now, or after an event.
+
+        Args:
+            kinds: None: all of them.
 
         Raises:
             InvalidRequest: ``last_event_id`` is none of ours.
@@ -43,13 +48,15 @@ class EventStreams:
             after = Position.parse(last_event_id)
             if after is None:
                 raise InvalidRequest("Last-Event-ID is not one that this API gave out")
-        stream = self._stream(tenant_id, after)
+        stream = self._stream(tenant_id, after, kinds)
         # As far as the first bytes, so that a refusal is an answer and not the end of a stream.
         head = await anext(stream)
         return _joined(head, stream)
 
-    async def _stream(self, tenant_id: UUID, after: Position | None) -> AsyncGenerator[bytes]:
-        async with self._feed.subscribe(tenant_id) as subscription:
+    async def _stream(
+        self, tenant_id: UUID, after: Position | None, kinds: Collection[str] | None
+    ) -> AsyncGenerator[bytes]:
+        async with self._feed.subscribe(tenant_id, kinds=kinds) as subscription:
             start = subscription.start
             if after is not None and after > start and after > await self._outbox.now():
                 after = None  # of a database that was restored since
@@ -63,7 +70,8 @@ class EventStreams:
                 while at < start:
                     found = await self._outbox.of_tenant(tenant_id, at, start, PAGE)
                     for event in found:
-                        yield _event(event)
+                        if kinds is None or event.kind in kinds:
+                            yield _event(event)
                     at = found[-1].position if len(found) == PAGE else start
                 async for piece in self._live(subscription, at):
                     yield piece

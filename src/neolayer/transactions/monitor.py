@@ -28,6 +28,7 @@ from neolayer.db.sql import load_queries
 from neolayer.transactions.grouping import outcomes
 from neolayer.transactions.model import TOPIC
 from neolayer.transactions.queue import Cause, Queue, cause_json
+from neolayer.watches.service import Watches
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
@@ -40,8 +41,17 @@ KNOWN_BEFORE_START: Final = 20
 class Monitor:
     """Implements the follower's `BlockConsumer`."""
 
-    def __init__(self, database: Database, rpc: RpcClient, queue: Queue, *, resend_after_blocks: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        rpc: RpcClient,
+        queue: Queue,
+        watches: Watches,
+        *,
+        resend_after_blocks: int,
+    ) -> None:
         self._database = database
+        self._watches = watches
         self._queue = queue
         self._rpc = rpc
         self._resend_after_blocks = resend_after_blocks
@@ -90,12 +100,15 @@ class Monitor:
             if rows:
                 logs = await self._logs([Hash256(bytes(txid)) for txid, _ in rows], executions)
                 ours = [(log, grouped) for log, (_, grouped) in zip(logs, rows, strict=True)]
+        notifications = await self._watches.notifications(self._network, block, executions)
         async with self._database.transaction() as connection:
             expired = await self._lock(connection, block, ours)
             if ours:
                 await self._include(connection, block, ours)
             if expired:
                 await connection.execute(_SQL["expire"], {"network": self._network, "index": block.index})
+            if notifications:
+                await self._watches.publish(connection, self._network, block, notifications)
             await self._seen.advance(
                 connection, Cursor(block.index, block.hash), _time(block), len(block.transactions)
             )
@@ -111,6 +124,7 @@ class Monitor:
     async def rewind(self, cursor: Cursor) -> None:
         async with self._database.transaction() as connection:
             await self._seen.rewind(connection, cursor.index)
+            await self._watches.rewind(connection, self._network, cursor)
             undone = await connection.execute(_SQL["unconfirm"], {"network": self._network, "index": cursor.index})
         _log.warning("the chain went back to block %d: %d transactions wait again", cursor.index, undone.rowcount)
 
