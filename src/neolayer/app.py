@@ -37,6 +37,7 @@ from neolayer.db.leader import lead
 from neolayer.db.migrations import migrate
 from neolayer.db.notices import Announcer, NoticeListener
 from neolayer.db.pool import Database
+from neolayer.db.statistics import keep_statistics
 from neolayer.enclave import EnclaveClient
 from neolayer.enclave.routes import AttestationController
 from neolayer.events.feed import Feed
@@ -486,6 +487,7 @@ async def run_worker(settings: Settings) -> None:
             tasks.create_task(executions.run())
             tasks.create_task(parts.notices.run())
             tasks.create_task(parts.outbox.run(settings.events_keep_hours))
+            tasks.create_task(keep_statistics(parts.database))
             tasks.create_task(pipeline.run())
             tasks.create_task(lead(parts.database.url, "block-follower", monitor.run))
             print(json.dumps({"ready": True}), flush=True)

@@ -291,10 +291,19 @@ CREATE TABLE public.transactions (
     counted_fee bigint,
     counted_day date,
     cancel_requested_at timestamp with time zone,
+    arrival bigint NOT NULL,
     CONSTRAINT transactions_grouping_check CHECK (("grouping" = ANY (ARRAY['auto'::text, 'never'::text]))),
     CONSTRAINT transactions_on_expiry_check CHECK ((on_expiry = ANY (ARRAY['end'::text, 'rebuild'::text]))),
     CONSTRAINT transactions_speed_check CHECK ((speed = ANY (ARRAY['economy'::text, 'standard'::text, 'fast'::text, 'urgent'::text]))),
     CONSTRAINT transactions_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text, 'confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])))
+);
+ALTER TABLE public.transactions ALTER COLUMN arrival ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.transactions_arrival_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 CREATE TABLE public.wallet_fee_days (
     tenant_id uuid NOT NULL,
@@ -390,9 +399,9 @@ ALTER TABLE ONLY public.transaction_attempts
 ALTER TABLE ONLY public.transaction_events
     ADD CONSTRAINT transaction_events_pkey PRIMARY KEY (tenant_id, transaction_id, number);
 ALTER TABLE ONLY public.transactions
-    ADD CONSTRAINT transactions_pkey PRIMARY KEY (tenant_id, id);
+    ADD CONSTRAINT transactions_idempotency_key_tenant_id_key UNIQUE (idempotency_key, tenant_id);
 ALTER TABLE ONLY public.transactions
-    ADD CONSTRAINT transactions_tenant_id_idempotency_key_key UNIQUE (tenant_id, idempotency_key);
+    ADD CONSTRAINT transactions_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE ONLY public.wallet_fee_days
     ADD CONSTRAINT wallet_fee_days_pkey PRIMARY KEY (tenant_id, wallet_id, day);
 ALTER TABLE ONLY public.wallet_limits
@@ -428,7 +437,7 @@ CREATE INDEX transaction_attempts_txid ON public.transaction_attempts USING btre
 CREATE INDEX transaction_attempts_work ON public.transaction_attempts USING btree (lease_until) WHERE (state = 'signed'::text);
 CREATE INDEX transactions_by_state ON public.transactions USING btree (state, tenant_id);
 CREATE INDEX transactions_counted ON public.transactions USING btree (tenant_id, wallet_id) WHERE ((counted_fee IS NOT NULL) AND (state = ANY (ARRAY['confirmed'::text, 'faulted'::text, 'expired'::text, 'rejected'::text, 'cancelled'::text])));
-CREATE INDEX transactions_fifo ON public.transactions USING btree (tenant_id, fifo_key, id) WHERE ((fifo_key IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
+CREATE INDEX transactions_fifo ON public.transactions USING btree (tenant_id, fifo_key, arrival) WHERE ((fifo_key IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
 CREATE INDEX transactions_fifo_turn ON public.transactions USING btree (tenant_id, fifo_key) WHERE ((fifo_key IS NOT NULL) AND (NOT held) AND (state = ANY (ARRAY['queued'::text, 'signed'::text, 'sent'::text])));
 CREATE INDEX transactions_leased ON public.transactions USING btree (lease_until) WHERE (lease IS NOT NULL);
 CREATE INDEX transactions_queue ON public.transactions USING btree (tenant_id, wallet_id, rank_at) WHERE ((state = 'queued'::text) AND (lease IS NULL) AND (NOT held));
