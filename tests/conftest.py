@@ -1,5 +1,6 @@
 """The services that tests use: real ones, started once a session when the first test asks."""
 
+import contextlib
 import itertools
 import re
 from collections.abc import AsyncIterator
@@ -8,8 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from neolayer.chain.payload import parse_account
+from neolayer.db.migrations import migrate
 from neolayer.supervisor import leftovers
 from neolayer.supervisor.part import Part
 from neolayer.supervisor.places import HOME_MARK, Places
@@ -56,17 +59,46 @@ async def valkey_url(places: Places) -> AsyncIterator[str]:
 _numbers = itertools.count(1)
 
 
-@pytest.fixture
-async def database_url(postgres_url: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """An empty database of its own for this test."""
-    name = f"{re.sub(r'[^a-z0-9]+', '_', request.node.name.lower())[:40]}_{next(_numbers)}"
-    quoted = sql.Identifier(name)
+@contextlib.asynccontextmanager
+async def new_database(postgres_url: str, label: str, template: str = "template1") -> AsyncIterator[str]:
+    """A database that is dropped afterwards.
+
+    Args:
+        template: the database to copy; nobody may be connected to it.
+    """
+    name = f"{re.sub(r'[^a-z0-9]+', '_', label.lower())[:40]}_{next(_numbers)}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as connection:
-        await connection.execute(sql.SQL("CREATE DATABASE {}").format(quoted))
+        await connection.execute(create)
         try:
             yield postgres_url.replace("/neolayer?", f"/{name}?")
         finally:
-            await connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(quoted))
+            await connection.execute(drop)
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """An empty database of its own for this test."""
+    async with new_database(postgres_url, request.node.name) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def migrated_template(postgres_url: str) -> AsyncIterator[str]:
+    """Name of a database with all migrations and no rows, to copy: about 50 ms less a test than migrating."""
+    async with new_database(postgres_url, "migrated") as url:
+        await migrate(url)
+        yield conninfo_to_dict(url)["dbname"]
+
+
+@pytest.fixture
+async def migrated_url(
+    postgres_url: str, migrated_template: str, request: pytest.FixtureRequest
+) -> AsyncIterator[str]:
+    """A database of its own for this test, with all migrations."""
+    async with new_database(postgres_url, request.node.name, migrated_template) as url:
+        yield url
 
 
 async def ended(system: System) -> None:

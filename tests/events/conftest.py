@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from neolayer.accounts.service import ensure_tenant
-from neolayer.db.migrations import migrate
 from neolayer.db.pool import Database
 from neolayer.events.feed import Feed
 from neolayer.events.outbox import Outbox
@@ -44,9 +43,8 @@ class News:
 
 
 @pytest.fixture
-async def news(database_url: str) -> AsyncIterator[News]:
-    await migrate(database_url)
-    database = Database(database_url)
+async def news(migrated_url: str) -> AsyncIterator[News]:
+    database = Database(migrated_url)
     await database.open()
     outbox = Outbox(database)
     feed = Feed(outbox)

@@ -14,7 +14,6 @@ from neolayer.app import Parts, build_monitor, build_parts, build_pipeline
 from neolayer.chain.scripts import GAS, transfer
 from neolayer.core.settings import Settings
 from neolayer.core.types import Hash160
-from neolayer.db.migrations import migrate
 from neolayer.transactions.model import TransactionRequest, TransactionView
 from neolayer.transactions.monitor import Monitor
 from neolayer.transactions.pipeline import Pipeline
@@ -53,12 +52,17 @@ class Room:
         return [event.state for event in await self.parts.transactions.events(self.tenant_id, view.id)]
 
 
+@pytest.fixture
+def database_url(migrated_url: str) -> str:
+    """No test of this room needs an empty database."""
+    return migrated_url
+
+
 @asynccontextmanager
 async def room_on(
     node: Node, enclave: Process, database_url: str, valkey_url: str, *rpc_urls: str
 ) -> AsyncIterator[Room]:
     """A tenant with a funded wallet; reaches the node by ``rpc_urls``, or directly."""
-    await migrate(database_url)
     settings = Settings(
         database_url=database_url,
         valkey_url=valkey_url,
