@@ -102,14 +102,15 @@ class Pricing:
             InsufficientGas: it cannot.
         """
         balance = await self._rpc.balance_of(GAS, wallet.script_hash)
-        needed = gas_asked
+        needed, beside = gas_asked, " and the fees"
         if balance >= needed:
             price, result = await self.price(wallet, script, max_fee, speed)
-            needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
+            needed, beside = price.total + gas_moved_away(result.notifications, wallet.script_hash), ""
             if balance >= needed:
                 return price
         raise InsufficientGas(
-            f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
+            f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, "
+            f"needs {gas_text(needed)}{beside}",
             balance=gas_text(balance),
             needed=gas_text(needed),
         )

@@ -100,7 +100,7 @@ class Transactions:
             raise InvalidRequest(f"not_before: a year from {_YEARS[0]} to {_YEARS[-1]}")
         script = build_script(request.calls)
         priority = Priority[request.priority.upper()]
-        max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
+        max_fee = None if request.max_fee is None else gas_parse(request.max_fee, "max_fee")
         request_hash = hashlib.sha256(_encode_sorted(request)).digest()
         id = uuid7()
         # Keys of clients and of executions never meet.
