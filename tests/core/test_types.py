@@ -25,6 +25,11 @@ def test_what_is_no_amount_of_gas_is_refused(text: str) -> None:
         gas_parse(text)
 
 
+def test_what_is_no_amount_of_gas_is_named_with_its_place() -> None:
+    with pytest.raises(InvalidRequest, match=r"^max_fee: '0\.123456789' .* at most 8 places$"):
+        gas_parse("0.123456789", "max_fee")
+
+
 def test_hashes_are_big_endian_as_text_and_little_endian_as_bytes() -> None:
     gas = "0xd2a4cff31913016155e38e474a2c06d08be276cf"
     assert Hash160.parse(gas).data[-1] == 0xD2

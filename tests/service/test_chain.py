@@ -3,10 +3,17 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from neolayer.core.settings import Settings
+from neolayer.supervisor.part import NotReady
+from neolayer.supervisor.places import Places
+from neolayer.supervisor.system import System as Parts
 from tests.proxy import NodeProxy, everything
-from tests.system import System
+from tests.system import System, free_port
 
 CURRENT_INDEX = {"contract": "LedgerContract", "method": "currentIndex"}
 
@@ -88,3 +95,33 @@ async def test_a_dead_node_shows_why(system_behind_proxy: tuple[System, NodeProx
     finally:
         proxy.refuse = lambda _: False
     await system.eventually(system.ready)
+
+
+async def test_nodes_of_another_network_than_the_one_set_are_refused_at_start(
+    system: System, tmp_path: Path
+) -> None:
+    async def nothing(settings: Settings) -> str:
+        return ""
+
+    magic = (await system.get("/chain/nodes"))["network"]
+    for network, fits in ((magic, True), (magic ^ 1, False)):
+        settings = Settings.load(
+            {
+                "NEOLAYER_HOME": str(tmp_path),
+                "NEOLAYER_PORT": str(free_port()),
+                "NEOLAYER_DATABASE_URL": "postgresql://localhost/none",
+                "NEOLAYER_VALKEY_URL": "redis://localhost:1",
+                "NEOLAYER_RPC_URLS": f"{system.rpc_url}/?key=geheim",
+                "NEOLAYER_NETWORK": str(network),
+            }
+        )
+        parts = Parts.plan(settings, Places.open(tmp_path), nothing).parts
+        (chain,) = (part for part in parts if part.name == "chain")
+        if fits:
+            shown = await chain.ready(None)
+        else:
+            with pytest.raises(NotReady, match=f"on network {magic}, NEOLAYER_NETWORK is {network}") as refused:
+                await chain.ready(None)
+            shown = str(refused.value)
+        assert shown.startswith(system.rpc_url)
+        assert "geheim" not in shown

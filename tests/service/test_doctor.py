@@ -43,6 +43,17 @@ async def test_readiness_names_the_layers_that_are_missing(system: System) -> No
     assert missing == shown
 
 
+async def test_a_node_that_is_away_beside_one_that_answers_is_a_warning_and_shows_no_key(system: System) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    code, found = await doctor(system.environ | {"NEOLAYER_RPC_URLS": f"{system.rpc_url},{away}/secret-key"})
+    # Findings of one name: the last one counts here, those of nodes that are away come last.
+    node = found["chain node"]
+    assert (code, node["state"]) == (0, "warn")
+    assert node["detail"].startswith(f"{away}: ")
+    assert "NEOLAYER_RPC_URLS" in node["remedy"]
+    assert "secret-key" not in json.dumps(found)
+
+
 async def test_where_nothing_runs_it_says_so_and_tries_the_layers_itself(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("NEOLAYER_")}
     environ |= {

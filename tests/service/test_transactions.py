@@ -131,6 +131,22 @@ async def test_gas_that_the_calls_move_must_be_there_beside_the_fees(system: Sys
     problem = await system.transfer("exact", RECEIVER, 10**8, status=422)
     assert problem["code"] == "insufficient_gas"
     assert float(problem["needed"]) > 1
+    assert problem["detail"].endswith(f"needs {problem['needed']}")
+    problem = await system.transfer("exact", RECEIVER, 2 * 10**8, status=422)
+    # Never simulated: what the fees would be is unknown.
+    assert problem["detail"].endswith("has 1 GAS, needs 2 and the fees")
+
+
+async def test_a_fee_that_is_none_is_refused_with_the_members_name(system: System) -> None:
+    problem = await system.transfer("default", RECEIVER, 1, max_fee="much", status=422)
+    assert problem["code"] == "invalid_request"
+    assert problem["detail"].startswith("max_fee: 'much' ")
+
+
+async def test_a_query_parameter_is_refused_under_the_name_that_clients_give_it(system: System) -> None:
+    problem = await system.get("/transactions", state="done", status=422)
+    assert problem["detail"].startswith("state: ")
+    assert [error["key"] for error in problem["errors"]] == ["state"]
 
 
 async def test_a_fee_above_the_cap_is_refused(system: System) -> None:

@@ -205,20 +205,29 @@ async def test_calls_go_on_alone_when_the_replacement_of_their_group_faults(
         proxy.swallow = sending
         receivers = [stranger() for _ in range(3)]
         views = [await room.submit(to, 9) for to in receivers]
+        # Enough for going once, and not for the group that fails and for going alone.
+        capped = await room.submit(stranger(), 9, max_fee="0.15")
         bad = await submit(room, contract.touch("key"))
 
         async def sent() -> bool:
-            return all([(await room.show(view)).state == "sent" for view in [*views, bad]])
+            return all([(await room.show(view)).state == "sent" for view in [*views, capped, bad]])
 
         async with running(room.pipeline().run):
             await until(sent)
         await room.parts.replacements.speed_up(room.tenant_id, views[0].id, "fast", None)
         await contract.set_mode(ABORT)
         proxy.swallow = nothing
-        *good, failed = await settled(room, [*views, bad])
+        *good, ended, failed = await settled(room, [*views, capped, bad])
         assert {view.state for view in good} == {"confirmed"}
         assert [await node.rpc.balance_of(GAS, to) for to in receivers] == [9] * 3
         assert failed.state == "rejected"
+        assert ended.state == "rejected"
+        assert ended.cause is not None
+        assert ended.cause["code"] == "fee_above_cap"
+        assert "paid for a group that failed" in ended.cause["message"]
+        assert ended.system_fee is not None
+        assert ended.network_fee is not None
+        assert 0 < gas_parse(ended.system_fee) + gas_parse(ended.network_fee) <= 15_000_000
         group, replacement, _ = await room.parts.transactions.attempts(room.tenant_id, views[0].id)
         assert (group.state, replacement.state) == ("replaced", "included")
 

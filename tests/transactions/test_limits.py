@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 
 import pytest
 
@@ -10,6 +11,7 @@ from neolayer.chain.errors import NodeUnavailable
 from neolayer.chain.scripts import GAS, transfer
 from neolayer.core.errors import InvalidRequest
 from neolayer.core.types import Hash160, gas_parse
+from neolayer.transactions import service
 from neolayer.transactions.errors import DailyCapReached, FeeAboveCap
 from neolayer.transactions.limits import LimitsRequest, LimitsView
 from neolayer.transactions.model import TransactionRequest, TransactionView
@@ -179,3 +181,29 @@ async def test_amounts_that_are_none_are_refused_by_name(room: Room) -> None:
     for wrong in ("-1", "x", "1e3", ""):
         with pytest.raises(InvalidRequest, match="max_fee_per_day"):
             await limit(room, day=wrong)
+
+
+async def test_nodes_that_hang_hold_up_no_answer_for_long(
+    node: Node,
+    enclave: Process,
+    database_url: str,
+    valkey_url: str,
+    proxy: NodeProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is stored untried instead; asking to the end would take twice the time of one attempt for each question."""
+    monkeypatch.setattr(service, "TRY_OUT_S", 1.0)
+    async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
+        await room.submit(stranger(), 1)
+        proxy.hang()
+        begun = time.monotonic()
+        view = await room.submit(stranger(), 1)
+        assert time.monotonic() - begun < 2
+        assert view.state == "queued"
+        proxy.heal()
+        async with running(room.monitor.run, room.pipeline().run):
+
+            async def confirmed() -> bool:
+                return (await room.show(view)).state == "confirmed"
+
+            await until(confirmed)

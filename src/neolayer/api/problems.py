@@ -89,7 +89,7 @@ def http_exception_handler(_: Request[Any, Any, Any], error: HTTPException) -> R
             status = 422
             body |= {"title": _TITLES[422], "status": 422, "code": "invalid_request"}
             if isinstance(error.extra, list):
-                body["errors"] = error.extra
+                body["errors"] = [part | {"key": _member(part)} if "key" in part else part for part in error.extra]
                 body["detail"] = "; ".join(_sentence(part) for part in error.extra)
     return Response(body, status_code=status, media_type=_PROBLEM)
 
@@ -99,9 +99,13 @@ def _sentence(part: dict[str, Any]) -> str:
     for pattern, words in WORDS.items():
         if repr(pattern) in message or pattern in message:
             message = words
-    # Handlers call a parameter `in_state` where the framework has taken the name `state`.
-    key = str(part.get("key") or "data").removeprefix("in_")
+    key = _member(part)
     return message if key == "data" else f"{key}: {message}"
+
+
+def _member(part: dict[str, Any]) -> str:
+    # Handlers call a parameter `in_state` where the framework has taken the name `state`.
+    return str(part.get("key") or "data").removeprefix("in_")
 
 
 def unexpected_error_handler(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:

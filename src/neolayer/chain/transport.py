@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from neolayer.chain.errors import RpcError
+from neolayer.core.text import connection_reason
 
 #: How a node failed: ``timeout``; ``refused``: not reached; ``cut``: reached, no answer; ``http``: an error of
 #: its server; ``limited``: too many requests; ``garbage``: not JSON-RPC; ``behind``: too low for the question;
@@ -178,7 +179,7 @@ class Transport:
         except TimeoutError:
             raise NodeFailed("timeout", f"no answer within {timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
-            raise NodeFailed("cut" if repeated else "refused", str(error)) from None
+            raise NodeFailed("cut" if repeated else "refused", connection_reason(error)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise NodeFailed("cut", str(error) or type(error).__name__) from None
         if status == 429:

@@ -12,6 +12,7 @@ import aiohttp
 from cyclopts import Parameter
 
 from neolayer.core.errors import ServiceError, Unavailable
+from neolayer.core.text import connection_reason
 
 #: Written by `neolayer up` into its home: {"url", "api_key", "devnet_rpc_port"}; mode 0600.
 CREDENTIALS: Final = "client.json"
@@ -123,13 +124,12 @@ class Client:
                 content = await response.read()
                 status, answer_headers = response.status, dict(response.headers)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(
-                f"no answer from {self.url} ({error or 'timeout'}): is `neolayer up` running?"
-            ) from None
+            raise self._unreachable(error) from None
         try:
             answer = json.loads(content) if content else None
         except ValueError:
-            raise ApiProblem(status, {"detail": f"HTTP {status}: not JSON: {content[:200]!r}"}) from None
+            detail = f"{self.url} answered HTTP {status} without JSON: is it the address of the API?"
+            raise ApiProblem(status, {"detail": detail}) from None
         if status >= 400:
             raise ApiProblem(status, answer if isinstance(answer, dict) else {})
         return answer, answer_headers
@@ -163,10 +163,12 @@ class Client:
                             yield json.loads(value)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 if not connected:
-                    raise Unavailable(
-                        f"no answer from {self.url} ({error or 'timeout'}): is `neolayer up` running?"
-                    ) from None
+                    raise self._unreachable(error) from None
             await asyncio.sleep(RECONNECT_S)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        reason = connection_reason(error) if isinstance(error, aiohttp.ClientConnectorError) else str(error)
+        return Unavailable(f"no answer from {self.url} ({reason or 'timeout'}): is `neolayer up` running?")
 
     async def get(self, path: str, **params: str | int | None) -> Any:
         return (await self.request("GET", path, params=params))[0]

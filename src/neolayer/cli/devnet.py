@@ -1,6 +1,7 @@
 """``neolayer devnet``: the private network of `neolayer up`."""
 
 import asyncio
+import logging
 from typing import Any
 
 from cyclopts import App
@@ -42,6 +43,9 @@ def fund(account: str, gas: str = "100", /, *, connection: Connection = DEFAULT)
         to = parse_account(account)
     else:
         to = parse_account(call(connection, "GET", f"/wallets/{account}")["address"])
+
+    # Its notes on tries that failed are for logs.
+    logging.getLogger("stamina").addHandler(logging.NullHandler())
 
     async def run() -> dict[str, Any]:
         devnet = Devnet.open(home() / "devnet", port)

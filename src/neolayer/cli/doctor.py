@@ -20,7 +20,7 @@ from neolayer.core.errors import ServiceError
 from neolayer.core.settings import Settings
 from neolayer.enclave import EnclaveClient
 from neolayer.supervisor.errors import HomeUnusable, MissingPackage
-from neolayer.supervisor.part import NotReady, answers_http, package_folder, without_secrets
+from neolayer.supervisor.part import NotReady, answers_http, node_address, package_folder
 from neolayer.supervisor.places import Places
 
 NODE_MAJOR: Final = 24
@@ -31,6 +31,16 @@ DISK_WARNS_BYTES: Final = 2 * 1024 * 1024 * 1024
 CLOCK_SLACK_S: Final = 15.0
 BLOCKS_LATE: Final = 10
 START_IT: Final = "start the service with `neolayer up`, or set NEOLAYER_URL to where it runs"
+#: Where `neolayer up` keeps what a part says that has not its own name.
+LOGS: Final = {"database": "postgresql.log", "follower": "worker.log"}
+#: Of a part that runs apart.
+APART: Final = {
+    "database": "check NEOLAYER_DATABASE_URL and the server's log",
+    "valkey": "check NEOLAYER_VALKEY_URL and the server's log",
+    "chain": "check NEOLAYER_RPC_URLS; `neolayer chain nodes` tells of each",
+    "enclave": "check NEOLAYER_ENCLAVE_SOCKET and the enclave's log",
+    "follower": "a worker follows the chain: see that one runs, and its log",
+}
 #: What a missing layer of hardening takes.
 REMEDIES: Final = {
     "memory": "let the enclave make control groups: systemd's Delegate=memory, a container with a writable "
@@ -187,7 +197,8 @@ async def _service(settings: Settings) -> list[Finding]:
         detail = part["detail"]
         if part["state"] != "up":
             state: Literal["fail", "warn"] = "fail" if part["required"] else "warn"
-            remedy = f"see the log of {part['name']} in {settings.home / 'logs'}"
+            log = settings.home / "logs" / LOGS.get(part["name"], f"{part['name']}.log")
+            remedy = f"see {log}" if log.is_file() else APART.get(part["name"], START_IT)
             findings.append(Finding(state=state, name=part["name"], detail=detail.get("error", ""), remedy=remedy))
             continue
         shown = ", ".join(
@@ -230,9 +241,10 @@ async def _clock(settings: Settings) -> list[Finding]:
     """Our clock against the time of the chain's newest block."""
     port = credentials().get("devnet_rpc_port", settings.devnet_rpc_port)
     urls = settings.rpc_urls or (f"http://127.0.0.1:{port}",)
-    findings = []
+    findings: list[Finding] = []
+    silent = []
     for url in urls:
-        name, shown = "clock", without_secrets(url)
+        name, shown = "clock", node_address(url)
         try:
             height = await _rpc(url, "getblockcount", [])
             block = await _rpc(url, "getblockheader", [height - 1, True])
@@ -240,7 +252,7 @@ async def _clock(settings: Settings) -> list[Finding]:
             ahead = time.time() - block["time"] / 1000
             allowed = CLOCK_SLACK_S + BLOCKS_LATE * version["protocol"]["msperblock"] / 1000
         except (NotReady, KeyError, TypeError) as error:
-            findings.append(Finding(state="fail", name="chain node", detail=f"{shown}: {error}", remedy=START_IT))
+            silent.append(f"{shown}: {error}")
             continue
         findings.append(Finding(state="ok", name="chain node", detail=f"{shown}  height {height - 1}"))
         text = f"the newest block of {shown} is {abs(ahead):.1f} s {'old' if ahead >= 0 else 'in our future'}"
@@ -249,7 +261,12 @@ async def _clock(settings: Settings) -> list[Finding]:
             continue
         remedy = "set this machine's clock (NTP)" + ("" if ahead < 0 else "; or the node is behind its network")
         findings.append(Finding(state="warn", name=name, detail=text, remedy=remedy))
-    return findings
+    # The service works as long as one of several answers.
+    state: Literal["fail", "warn"] = "warn" if findings else "fail"
+    remedy = f"start the service with `neolayer up`; where it runs, see {settings.home / 'logs' / 'chain.log'}"
+    if settings.rpc_urls:
+        remedy = "see to that node, or take it out of NEOLAYER_RPC_URLS"
+    return findings + [Finding(state=state, name="chain node", detail=each, remedy=remedy) for each in silent]
 
 
 async def _rpc(url: str, method: str, params: list[Any]) -> Any:

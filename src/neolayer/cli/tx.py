@@ -153,7 +153,8 @@ def send(
     except OSError as error:
         raise InvalidRequest(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:
-        raise InvalidRequest(f"{file} is not JSON: {error}") from None
+        name = "standard input" if file == "-" else file
+        raise InvalidRequest(f"{name} is not JSON: {error}") from None
     _submit(body, idempotency_key, connection)
 
 

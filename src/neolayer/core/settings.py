@@ -199,7 +199,8 @@ def _address_problems(values: dict[str, Any], raw: dict[str, tuple[str, Any]]) -
             parts = urlsplit(url)
             if parts.scheme not in allowed or (name == "rpc_urls" and not parts.hostname):
                 # The value itself may hold a password.
-                problems.append(f"{raw[name][0]}: expected an address {' or '.join(sorted(allowed))}://…")
+                forms = " or ".join(f"{scheme}://…" for scheme in sorted(allowed))
+                problems.append(f"{raw[name][0]}: expected an address like {forms}")
     nodes = [url.rstrip("/") for url in values.get("rpc_urls", ())]
     if len(set(nodes)) < len(nodes):
         # It would count twice where a majority decides.

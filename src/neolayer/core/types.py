@@ -72,15 +72,22 @@ def gas_text(datoshi: int) -> str:
     return f"{sign}{whole}.{part:08d}".rstrip("0").rstrip(".")
 
 
-def gas_parse(text: str) -> int:
+def gas_parse(text: str, name: str = "") -> int:
     """A decimal GAS string as datoshi.
+
+    Args:
+        name: of the member that it was given as, for the error.
 
     Raises:
         InvalidRequest: not a plain decimal of below 10 billion with at most 8 decimals, or negative.
     """
     match = _GAS.fullmatch(text)
     if match is None:
-        raise InvalidRequest(f"{text[:40]!r} is not a GAS amount: expected a decimal like '1.5', below 10^10")
+        place = f"{name}: " if name else ""
+        raise InvalidRequest(
+            f"{place}{text[:40]!r} is not a GAS amount: expected a decimal like '1.5', below 10^10, "
+            "at most 8 places"
+        )
     return int(match[1]) * DATOSHI_PER_GAS + int((match[2] or "").ljust(8, "0"))
 
 

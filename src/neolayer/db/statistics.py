@@ -28,7 +28,7 @@ WHERE n_live_tup < %(young)s AND n_mod_since_analyze > %(rows)s + %(part)s * n_l
 
 
 async def keep_statistics(database: Database) -> None:
-    """Analyse young tables that have changed much, until cancelled. Any number of processes may do this at once."""
+    """Analyse young tables that changed much, until cancelled. Any number of processes may do this at once."""
     params = {"young": YOUNG, "rows": CHANGED_ROWS, "part": CHANGED_PART}
     while True:
         try:

@@ -60,6 +60,12 @@ def without_secrets(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
+def node_address(url: str) -> str:
+    """A Neo node's address as it may be shown: gateways take keys in path and query, too."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
 def plain_environment(mark: Mapping[str, str]) -> dict[str, str]:
     """Ours without settings: embedded programs take none from the environment, and some would (``PGPORT``)."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NEOLAYER_"))} | dict(

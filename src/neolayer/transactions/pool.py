@@ -26,7 +26,7 @@ async def scale(database: Database, size: int) -> None:
         InvalidRequest: more than `POOL_MAX`.
     """
     if not 0 <= size <= POOL_MAX:
-        raise InvalidRequest(f"a pool has 0 to {POOL_MAX} workers, not {size}")
+        raise InvalidRequest(f"a worker process takes 0 to {POOL_MAX} batches at a time, not {size}")
     async with database.transaction() as connection:
         await connection.execute(_SQL["set_pool_size"], {"size": size})
         await notify(connection, POOL_TOPIC)

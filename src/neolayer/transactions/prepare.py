@@ -279,9 +279,11 @@ class Preparer:
                 found.append((one, parts))
                 continue
             for part in above:
-                fee, cap = part.system_fee + part.network_fee, part.intent.max_fee
+                fee, cap, paid = part.system_fee + part.network_fee, part.intent.max_fee, part.intent.paid
                 assert cap is not None
-                message = f"it would cost {gas_text(fee)} GAS, max_fee is {gas_text(cap)}"
+                message = f"it would cost {gas_text(fee + paid)} GAS, max_fee is {gas_text(cap)}"
+                if paid:
+                    message += f"; {gas_text(paid)} of it were paid for a group that failed"
                 work.rejected.append((part.intent, {"code": "fee_above_cap", "message": message}))
             work.give_back(part.intent for part in parts if not _above_cap(part))
         return found
@@ -348,4 +350,4 @@ class Preparer:
 
 def _above_cap(part: Share) -> bool:
     cap = part.intent.max_fee
-    return cap is not None and part.system_fee + part.network_fee > cap
+    return cap is not None and part.intent.paid + part.system_fee + part.network_fee > cap

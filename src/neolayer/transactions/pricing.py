@@ -106,17 +106,18 @@ class Pricing:
         priced = asyncio.create_task(self.price(wallet, script, max_fee, speed))
         try:
             balance = await self._rpc.balance_of(GAS, wallet.script_hash)
-            needed = gas_asked
+            needed, beside = gas_asked, " and the fees"
             if balance >= needed:
                 price, result = await priced
-                needed = price.total + gas_moved_away(result.notifications, wallet.script_hash)
+                needed, beside = price.total + gas_moved_away(result.notifications, wallet.script_hash), ""
                 if balance >= needed:
                     return price
         finally:
             priced.cancel()
             await asyncio.gather(priced, return_exceptions=True)
         raise InsufficientGas(
-            f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, needs {gas_text(needed)}",
+            f"wallet {wallet.name!r} ({wallet.address}) has {gas_text(balance)} GAS, "
+            f"needs {gas_text(needed)}{beside}",
             balance=gas_text(balance),
             needed=gas_text(needed),
         )

@@ -274,7 +274,14 @@ SET lease = %(lease)s, lease_until = now() + make_interval(secs => %(lease_s)s),
 WHERE t.ctid = ANY(ARRAY(SELECT ctid FROM candidates WHERE taken <= room ORDER BY place, rank_at LIMIT %(limit)s))
   AND t.state = 'queued' AND t.lease IS NULL AND NOT t.held
 RETURNING t.tenant_id, t.id, t.wallet_id, t.tries, t.script, t.call_count, t.valid_for_blocks, t.max_fee, t.network,
-          t.grouping = 'never' OR t.alone, t.speed, t.rank_at
+          t.grouping = 'never' OR t.alone, t.speed,
+          -- Only what shared a transaction that failed as a whole has paid already.
+          CASE WHEN t.alone THEN
+              (SELECT coalesce(sum(i.system_fee + i.network_fee), 0)::bigint FROM transaction_attempt_intents i
+               JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (i.tenant_id, i.txid) AND a.state = 'included'
+               WHERE (i.tenant_id, i.transaction_id) = (t.tenant_id, t.id))
+          ELSE 0 END,
+          t.rank_at
 
 -- --- what is leased -----------------------------------------------------------------------------------------------
 
@@ -754,8 +761,12 @@ WHERE i.tenant_id = %(tenant_id)s AND i.transaction_id = %(id)s AND a.state IN (
 ORDER BY a.txid FOR UPDATE OF a
 
 -- name: carried
--- Positions of those that are not carried out come last.
-SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.valid_for_blocks, t.max_fee,
+-- Positions of those that are not carried out come last. `max_fee` is less what a transaction that it shared before,
+-- and that failed as a whole, has cost it.
+SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.valid_for_blocks,
+       t.max_fee - (SELECT coalesce(sum(s.system_fee + s.network_fee), 0)::bigint FROM transaction_attempt_intents s
+                    JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (s.tenant_id, s.txid)
+                    WHERE (s.tenant_id, s.transaction_id) = (t.tenant_id, t.id) AND a.state = 'included'),
        coalesce(t.counted_fee, 0)
 FROM transaction_attempt_intents i
 JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)

@@ -54,6 +54,8 @@ class Intent:
     #: Never shares an on-chain transaction.
     alone: bool
     speed: Speed
+    #: Datoshi that transactions in blocks have cost it already: those that it shared and that failed as a whole.
+    paid: int
 
     @property
     def groupable(self) -> bool:
@@ -116,8 +118,8 @@ class Queue:
         return Batch(
             lease,
             [
-                Intent(tenant, id, wallet, tries, bytes(script), calls, blocks, max_fee, network, alone, speed)
-                for tenant, id, wallet, tries, script, calls, blocks, max_fee, network, alone, speed, _ in rows
+                Intent(tenant, id, wallet, tries, bytes(script), *terms)
+                for tenant, id, wallet, tries, script, *terms, _ in rows
             ],
         )
 

@@ -36,8 +36,8 @@ IdempotencyKey = Annotated[
 ]
 
 
-def _datoshi(gas: str | None) -> int | None:
-    return None if gas is None else gas_parse(gas)
+def _datoshi(max_fee: str | None) -> int | None:
+    return None if max_fee is None else gas_parse(max_fee, "max_fee")
 
 
 def _id(text: str) -> UUID:

@@ -1,5 +1,6 @@
 """Intents: accepted, listed, shown. What happens to them afterwards is in ``pipeline.py`` and ``monitor.py``."""
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -38,6 +39,9 @@ from neolayer.wallets.service import Wallet, WalletPaused, Wallets
 
 _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
+#: Nodes that hang make one question wait for the other: after that an intent is stored untried. Less than clients
+#: usually wait; seconds.
+TRY_OUT_S: Final = 10.0
 #: In every time zone the database can show such a time, and we can read it.
 _YEARS: Final = range(1970, 9999)
 #: Of the time, counting all history for metrics takes at most this part.
@@ -93,7 +97,8 @@ class Transactions:
         """Accept an intent; returns it and whether it is new.
 
         It is tried out first: what would FAULT, cost more than allowed or than the wallet has is refused and
-        nothing is stored. While no node answers it is stored unseen, and tried out by the worker.
+        nothing is stored. While no node answers, or not within `TRY_OUT_S`, it is stored unseen, and tried out by
+        the worker.
 
         Raises:
             WalletNotFound, BadCall: the request names something that does not exist, is malformed or does not fit
@@ -108,7 +113,7 @@ class Transactions:
         if request.not_before is not None and request.not_before.year not in _YEARS:
             raise InvalidRequest(f"not_before: a year from {_YEARS[0]} to {_YEARS[-1]}")
         script = build_script(request.calls)
-        max_fee = None if request.max_fee is None else gas_parse(request.max_fee)
+        max_fee = None if request.max_fee is None else gas_parse(request.max_fee, "max_fee")
         request_hash = hashlib.sha256(_encode_sorted(request)).digest()
         id = uuid7()
         # Keys of clients and of executions never meet.
@@ -122,11 +127,15 @@ class Transactions:
         await self._bound.admit(tenant_id)
         network = request.network
         try:
-            network = await self._pricing.network()
-            price = await self._try_out(wallet, request, script, max_fee, network)
+            async with asyncio.timeout(TRY_OUT_S):
+                network = await self._pricing.network()
+                price = await self._try_out(wallet, request, script, max_fee, network)
         except NodeUnavailable as error:
             price = None
             untried = error
+        except TimeoutError:
+            price = None
+            untried = NodeUnavailable(f"the nodes did not answer within {TRY_OUT_S:g} s")
         max_fee = bound(wallet, terms.limits, max_fee, None if price is None else price.total)
         if price is None:
             if terms.limits.max_fee_per_day is not None and max_fee is None:
