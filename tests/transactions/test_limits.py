@@ -191,7 +191,7 @@ async def test_nodes_that_hang_hold_up_no_answer_for_long(
     proxy: NodeProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is stored untried instead; asking to the end would take twice the time of one attempt for each question."""
+    """It is stored untried instead; asking to the end takes twice one attempt's time for each question."""
     monkeypatch.setattr(service, "TRY_OUT_S", 1.0)
     async with room_on(node, enclave, database_url, valkey_url, proxy.url) as room:
         await room.submit(stranger(), 1)

@@ -17,6 +17,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from neolayer.chain.executions import NOTHING_HEARD
 from neolayer.chain.rpc import Block
 from neolayer.core.types import Hash256
 from neolayer.transactions.attempts import Attempt
@@ -71,7 +72,7 @@ class Round:
 
     async def block(self) -> None:
         for block in self.blocks:
-            await self.room.monitor.process(block)
+            await self.room.monitor.process(block, NOTHING_HEARD)
 
     async def sent(self) -> None:
         parts = self.room.parts
