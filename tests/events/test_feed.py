@@ -119,8 +119,9 @@ async def test_reading_goes_on_after_the_database_cut_every_connection(news: New
     async with news.feed.subscribe(news.tenant) as subscription:
         await news.write(1)
         assert await taken(subscription, 1) == [1]
+        # Up to 5 s each is waited for: what is under way just then fails, and is tried again by its caller.
         await news.database.execute(
-            b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            b"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             b" WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         await news.write(2)

@@ -12,9 +12,9 @@ from tests.chain.conftest import Node, new_node, node, rich, rpc
 from tests.enclave_process.conftest import enclave
 from tests.enclave_process.host import Process
 from tests.proxy import NodeProxy
-from tests.transactions.conftest import Room, proxy, room, room_on
+from tests.transactions.conftest import Room, database_url, proxy, room, room_on
 
-__all__ = ["enclave", "new_node", "node", "proxy", "rich", "room", "rpc"]
+__all__ = ["database_url", "enclave", "new_node", "node", "proxy", "rich", "room", "rpc"]
 
 
 @pytest.fixture
