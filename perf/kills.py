@@ -1,7 +1,8 @@
 """Seeded moments at which worker processes are killed, and the processes that are started again after it.
 
-A moment is a time after the start, or a request to the node that the worker makes: before it reaches the node, or
-after the node answered and before the worker hears it. The same seed gives the same moments.
+A moment is a time after the start; or a request to the node that the worker makes, before it reaches the node or
+after the node answered and before the worker hears it; or an event of the node's, before or after the worker hears
+it. The same seed gives the same moments.
 """
 
 import asyncio
@@ -10,16 +11,18 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import psutil
-from tests.proxy import NodeProxy, nothing
+from tests.proxy import NodeProxy, as_they_come, nothing
 from tests.system import System
 
 from neolayer.supervisor.places import HOME_MARK
 
 #: Requests that workers make and the API does not: of the pipeline, the sender, the follower.
-METHODS: Final = ("getrawmempool", "sendrawtransaction", "getapplicationlog", "getblock")
+METHODS: Final = ("getrawmempool", "sendrawtransaction", "getblock")
+#: What the follower is told.
+EVENTS: Final = ("transaction_executed", "block_added")
 #: Latest moment after a worker's start; seconds.
 LATEST_S: Final = 1.5
 #: A request that does not come within this time is not waited for; seconds.
@@ -33,18 +36,19 @@ class Kill:
     when: Literal["time", "before", "after"]
     #: After the worker's start.
     seconds: float = 0.0
-    #: Which request of which method.
+    #: Which request of which method, or event.
     method: str = ""
     number: int = 0
 
     def __str__(self) -> str:
         if self.when == "time":
             return f"{self.seconds:.3f} s after its start"
-        return f"{self.when} request {self.number} of {self.method}"
+        kind = "event" if self.method in EVENTS else "request"
+        return f"{self.when} {kind} {self.number} of {self.method}"
 
 
 def schedule(seed: int, count: int) -> list[Kill]:
-    """So many moments: half by time, half by requests."""
+    """So many moments: half by time, half by requests and events."""
     chance = random.Random(seed)  # noqa: S311 - replayable
     kills = []
     for _ in range(count):
@@ -52,7 +56,7 @@ def schedule(seed: int, count: int) -> list[Kill]:
             kills.append(Kill("time", seconds=chance.uniform(0, LATEST_S)))
             continue
         when: Literal["before", "after"] = "before" if chance.random() < 0.5 else "after"
-        kills.append(Kill(when, method=chance.choice(METHODS), number=chance.randint(1, 2)))
+        kills.append(Kill(when, method=chance.choice(METHODS + EVENTS), number=chance.randint(1, 2)))
     return kills
 
 
@@ -110,7 +114,8 @@ async def workers_beside(system: System) -> AsyncIterator[Workers]:
 
 
 async def reached(kill: Kill, proxy: NodeProxy) -> bool:
-    """Wait for a moment; False when its request does not come. Until `released` the worker hears nothing of it."""
+    """Wait for a moment; False when its request or event does not come. Until `released` the worker hears nothing
+    of a request, nor of an event that it is to be killed before."""
     if kill.when == "time":
         await asyncio.sleep(kill.seconds)
         return True
@@ -125,7 +130,12 @@ async def reached(kill: Kill, proxy: NodeProxy) -> bool:
         come.set()
         return True
 
-    if kill.when == "before":
+    def told(event: dict[str, Any]) -> list[dict[str, Any]]:
+        return [] if counted(event["method"]) and kill.when == "before" else [event]
+
+    if kill.method in EVENTS:
+        proxy.events = told
+    elif kill.when == "before":
         proxy.hold = counted
     else:
         proxy.drop_answer = counted
@@ -139,3 +149,4 @@ async def reached(kill: Kill, proxy: NodeProxy) -> bool:
 
 def released(proxy: NodeProxy) -> None:
     proxy.hold = proxy.drop_answer = nothing
+    proxy.events = as_they_come
