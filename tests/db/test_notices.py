@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from neolayer.db.leader import lead
-from neolayer.db.notices import NoticeListener, notify
+from neolayer.db.notices import Announcer, NoticeListener, notify
 from neolayer.db.pool import Database
 
 
@@ -131,3 +131,39 @@ async def test_a_leader_that_dies_or_hangs_is_followed_within_five_seconds(
         with contextlib.suppress(ProcessLookupError):
             first.kill()
         await first.wait()
+
+
+async def test_what_is_announced_while_a_notice_is_under_way_shares_the_next(database_url: str) -> None:
+    heard: list[str] = []
+    listener = NoticeListener(database_url)
+    listener.on("things", heard.append)
+    listener.on("others", lambda _: heard.append("other"))
+    database = Database(database_url)
+    await database.open()
+    announcer = Announcer(database)
+    task = asyncio.create_task(listener.run())
+    try:
+        await wait_for(lambda: heard == ["", "other"])  # connected: anything may have changed before
+        for _ in range(100):
+            announcer.announce("things")
+            await asyncio.sleep(0)
+        announcer.announce("others")
+        await announcer.close()
+        await wait_for(lambda: heard.count("other") == 2)
+        assert 2 <= heard.count("") < 50
+        heard.clear()
+        announcer.announce("things")
+        await wait_for(lambda: heard == [""])
+    finally:
+        task.cancel()
+        await announcer.close()
+        await database.close()
+
+
+async def test_an_announcement_that_nobody_can_be_told_harms_nobody(database_url: str) -> None:
+    database = Database(database_url, timeout_s=0.2)
+    await database.open()
+    announcer = Announcer(database)
+    await database.close()
+    announcer.announce("things")
+    await announcer.close()
