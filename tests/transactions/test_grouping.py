@@ -18,6 +18,7 @@ from neolayer.transactions.grouping import (
     joined,
     measured,
     metered,
+    outcomes,
     packed,
     shares,
 )
@@ -269,6 +270,26 @@ async def test_a_false_transfer_inside_a_group_costs_the_others_nothing(node: No
     flags = [item["value"] for item in log.stack[1::2]]
     assert flags == [True, False, True]
     assert [await node.rpc.balance_of(GAS, to) for to in receivers] == [11, 0, 12]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        b"\xc2\x4a\x4a\xcf",  # NEWARRAY0 DUP DUP APPEND: an array that holds itself
+        b"\x02\xa0\x86\x01\x00\x88",  # PUSHINT32 100,000 NEWBUFFER
+    ],
+    ids=["recursive", "large"],
+)
+async def test_what_was_thrown_and_cannot_be_shown_fails_its_call_only(node: Node, rich: Key, make: bytes) -> None:
+    good = build_script([{"contract": "GasToken", "method": "symbol"}])
+    transaction = await build(node.rpc, rich, joined([good, make + b"\x3a", good]))  # THROW
+    await node.rpc.send_raw_transaction(rich.sign(transaction, (await node.rpc.version()).network))
+    log = await node.devnet.wait(node.rpc, transaction.hash)
+    assert log.halted
+    first, second, third = outcomes(log.stack)
+    assert first.succeeded
+    assert third.succeeded
+    assert second.cause == {"code": "call_threw", "message": log.stack[2]}
 
 
 async def test_culprits_are_found_by_halving_and_refused_alone(room: Room, node: Node) -> None:

@@ -85,12 +85,12 @@ class EventStreams:
         """
         end = time.monotonic() + MAX_STREAM_S
         while time.monotonic() < end:
+            if subscription.overrun and subscription.empty:
+                return  # too slow for the events that come: the client goes on from its last one
             event = await subscription.next(HEARTBEAT_S)
             if event is not None:
                 if event.position > seen:
                     yield _event(event)
-            elif subscription.overrun:
-                return  # too slow for the events that come: the client goes on from its last one
             elif (position := self._feed.position) is not None and subscription.empty:
                 yield b": still here\nid: %b\n\n" % str(max(position, seen)).encode()
 

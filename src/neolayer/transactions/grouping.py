@@ -86,7 +86,8 @@ def measured(stack: Sequence[Any]) -> list[int]:
 class CallOutcome:
     """What became of one call of a group."""
 
-    #: The call's result, or what was thrown; as Neo's JSON ``{type, value}``.
+    #: The call's result, or what was thrown; as Neo's JSON ``{type, value}``. What holds itself or is longer than
+    #: 131,070 bytes as JSON is a text that says so (neo-go `state.Execution.MarshalJSON`).
     item: Any
     succeeded: bool
     #: ``call_threw`` or ``transfer_returned_false``, and words for it.
@@ -109,6 +110,8 @@ def outcomes(stack: Sequence[Any]) -> list[CallOutcome]:
 
 def _is_true(item: Any) -> bool:
     """As the virtual machine converts an item, see neo-go `stackitem.Item.TryBool`."""
+    if isinstance(item, str):
+        return True  # only what is large or holds itself is not shown
     value = item.get("value")
     match item.get("type"):
         case "Boolean":
@@ -124,6 +127,8 @@ def _is_true(item: Any) -> bool:
 
 def _words(thrown: Any) -> str:
     """What a contract threw, for people: usually text."""
+    if isinstance(thrown, str):
+        return storable(thrown)
     value = thrown.get("value")
     if thrown.get("type") in ("ByteString", "Buffer"):
         return storable(base64.b64decode(value).decode(errors="replace"))
