@@ -63,3 +63,25 @@ async def test_a_failing_migration_leaves_nothing_half_done(database_url: str) -
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         row = await (await connection.execute("SELECT to_regclass('half')")).fetchone()
         assert row == (None,)
+
+
+async def test_what_waits_through_the_upgrade_keeps_the_order_of_its_ids(database_url: str) -> None:
+    """The first was written again since it came, so it lies behind the others in the table."""
+    await migrate(database_url, [migration for migration in migrations() if migration.number < 10])
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute("SET session_replication_role = replica")
+        insert = """
+            INSERT INTO transactions
+                (tenant_id, id, wallet_id, idempotency_key, request_hash, calls, script, call_count, priority,
+                 valid_for_blocks, grouping, on_expiry, speed, network, rank_at, state, fifo_key)
+            VALUES
+                (gen_random_uuid(), %s, gen_random_uuid(), %s, '', '[]', '', 1, 1,
+                 10, 'auto', 'end', 'standard', 1, now(), 'queued', 'orders')"""
+        ids = [f"00000000-0000-7000-8000-00000000000{number}" for number in range(1, 5)]
+        for id in ids[:3]:
+            await connection.execute(insert, (id, id))
+        await connection.execute("UPDATE transactions SET tries = tries + 1 WHERE id = %s", (ids[0],))
+        await migrate(database_url)
+        await connection.execute(insert, (ids[3], ids[3]))
+        rows = await (await connection.execute("SELECT id::text FROM transactions ORDER BY arrival")).fetchall()
+        assert [id for (id,) in rows] == ids

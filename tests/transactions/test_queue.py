@@ -89,6 +89,24 @@ async def test_leases_of_a_dead_worker_end_and_those_of_a_live_one_are_renewed(r
     assert {dead.intents[0].id, alive.intents[0].id} == {view.id for view in views}
 
 
+async def test_what_was_leased_when_the_clock_went_back_is_served_when_it_comes_back(room: Room) -> None:
+    """As if it had been accepted and leased while the database's clock was two hours ahead."""
+    kept = await room.submit(stranger(), 1)
+    planned = await room.submit(stranger(), 1, not_before=datetime.now(UTC) - timedelta(minutes=1))
+    worker = queue_of(room)
+    batch = await worker.lease(10)
+    assert {intent.id for intent in batch.intents} == {kept.id, planned.id}
+    await room.parts.database.execute(
+        b"UPDATE transactions SET rank_at = rank_at + interval '2 hours',"
+        b" lease_until = lease_until + interval '2 hours',"
+        b" available_at = coalesce(not_before, available_at + interval '2 hours')"
+    )
+    await queue_of(room).wake(None)
+    await worker.postpone(batch.lease, [(intent, 0.0, None) for intent in batch.intents])
+    again = await worker.lease(10)
+    assert {intent.id for intent in again.intents} == {kept.id, planned.id}
+
+
 async def test_what_a_worker_signed_after_its_lease_ended_is_not_stored(room: Room) -> None:
     """It was too slow; another has the intent."""
     await room.submit(stranger(), 1)

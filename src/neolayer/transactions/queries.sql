@@ -99,22 +99,30 @@ SELECT extract(epoch FROM clock_timestamp())::float8
 
 -- name: clock_went_back
 -- What was written by a clock that was ahead would wait until this one gets there: nothing of it is due later than so
--- many seconds from now, but what somebody asked to be sent later. Ranks move along, so that their order stays.
+-- many seconds from now, but what somebody asked to be sent later. Ranks move along, so that their order stays; those of
+-- what is leased or on its way too, which may come back into the queue.
 WITH early AS (
-    SELECT tenant_id, id, available_at - greatest(not_before, now()) AS ahead FROM transactions
-    WHERE state = 'queued' AND lease IS NULL
-      AND available_at > greatest(not_before, now()) + make_interval(secs => %(pause_s)s)
+    SELECT tenant_id, id, greatest(available_at, rank_at) - now() AS ahead FROM transactions
+    WHERE state IN ('queued', 'signed', 'sent')
+      AND (available_at > greatest(not_before, now()) + make_interval(secs => %(pause_s)s)
+           -- What is due ranks no later than this.
+           OR rank_at > greatest(not_before, now()) + make_interval(secs => %(latest_start_s)s))
     FOR UPDATE SKIP LOCKED
 ), furthest AS (
-    SELECT max(ahead) AS ahead FROM early
+    SELECT max(e.ahead) AS ahead FROM early e JOIN transactions t ON (t.tenant_id, t.id) = (e.tenant_id, e.id)
+    WHERE t.not_before IS NULL
 ), due AS (
     UPDATE transactions t
     SET available_at = greatest(t.not_before, now()),
-        rank_at = CASE WHEN t.not_before IS NULL THEN t.rank_at - f.ahead ELSE t.rank_at END
+        rank_at = CASE WHEN t.not_before IS NULL THEN t.rank_at - f.ahead
+                       ELSE least(t.rank_at, greatest(t.not_before, now())) END,
+        lease_until = CASE WHEN t.lease IS NOT NULL
+                           THEN least(t.lease_until, now() + make_interval(secs => %(lease_s)s)) END
     FROM early e, furthest f WHERE (t.tenant_id, t.id) = (e.tenant_id, e.id)
 ), leased AS (
     SELECT tenant_id, id FROM transactions
     WHERE lease IS NOT NULL AND lease_until > now() + make_interval(secs => %(lease_s)s + %(pause_s)s)
+      AND (tenant_id, id) NOT IN (SELECT tenant_id, id FROM early)
     FOR UPDATE SKIP LOCKED
 ), reclaimed AS (
     UPDATE transactions t SET lease_until = now() + make_interval(secs => %(lease_s)s)

@@ -181,7 +181,11 @@ class Queue:
             self._mend_until_s = now_s + self._lease_s
         self._ahead_s = ahead_s
         if now_s <= self._mend_until_s:
-            params = {"lease_s": self._lease_s, "pause_s": LONGEST_PAUSE_S}
+            params = {
+                "lease_s": self._lease_s,
+                "pause_s": LONGEST_PAUSE_S,
+                "latest_start_s": -min(HEAD_START_S.values()),
+            }
             await connection.execute(_SQL["clock_went_back"], params)
 
     async def traffic(self, network: int, *, block_capacity: int, pooled: int) -> Traffic:
