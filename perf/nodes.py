@@ -32,7 +32,7 @@ from perf.stats import median, ratio
 SLOWER_S = 0.3
 RATE = 60
 #: Of one arm in one round; seconds.
-MEASURED_S = 8.0
+MEASURED_S = 6.0
 CALM_S = 0.7
 #: A slow node should be found out by then; seconds.
 FOUND_S = 2.0

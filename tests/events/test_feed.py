@@ -9,6 +9,7 @@ import pytest
 from neolayer.core.errors import TooManyRequests
 from neolayer.events import feed
 from neolayer.events.feed import Subscription
+from neolayer.events.outbox import Position
 
 from .conftest import News
 
@@ -126,3 +127,20 @@ async def test_reading_goes_on_after_the_database_cut_every_connection(news: New
         )
         await news.write(2)
         assert await taken(subscription, 1) == [2]
+
+
+async def test_numbers_of_database_transactions_are_compared_as_numbers(news: News) -> None:
+    """As texts 9 would come after 10, and whoever reads page by page would miss what is between."""
+    for number, written in enumerate(("9", "10", "99", "100"), start=1):
+        await news.database.execute(
+            b"INSERT INTO outbox (tenant_id, written, kind, subject, number, data)"
+            b" VALUES (%(tenant)s, %(written)s::text::xid8, 'thing', gen_random_uuid(), %(number)s, '{}')",
+            {"tenant": news.tenant, "written": written, "number": number},
+        )
+    until, position = await news.outbox.now(), Position(0)
+    read = []
+    while found := await news.outbox.of_tenant(news.tenant, position, until, 1):
+        read.append(found[0].number)
+        position = found[0].position
+    assert read == [1, 2, 3, 4]
+    assert [event.number for event in await news.outbox.of_tenants([news.tenant], Position(0), until, 9)] == read

@@ -138,3 +138,33 @@ async def test_blocks_of_the_time_without_a_follower_are_asked_for(behind_proxy:
 
 async def _true(value: bool) -> bool:
     return value
+
+
+@pytest.mark.parametrize("group", ["auto", "never"])
+async def test_a_transaction_whose_log_cannot_be_had_holds_up_nobody(
+    behind_proxy: Room, proxy: NodeProxy, group: str
+) -> None:
+    """How it ended is known all the same."""
+    room = behind_proxy
+    proxy.websockets = False
+    views = [await room.submit(stranger(), 1 + number, group=group) for number in range(8)]
+    lost: list[str] = []
+
+    def without(method: str, params: list[Any]) -> dict[str, Any] | None:
+        if method != "getapplicationlog":
+            return None
+        if not lost:
+            lost.append(params[0])
+        return {"code": -32603, "message": "too long"} if params[0] in lost else None
+
+    proxy.objection = without
+
+    async def all_confirmed() -> bool:
+        return all([(await room.show(view)).state == "confirmed" for view in views])
+
+    async with running(room.monitor.run, room.pipeline().run):
+        await until(all_confirmed)
+    shown = [await room.show(view) for view in views]
+    causes = {view.txid: view.cause and view.cause["code"] for view in shown}
+    assert causes == {txid: "result_unknown" if txid in lost else None for txid in causes}
+    assert "result_unknown" in causes.values()

@@ -67,13 +67,17 @@ async def test_a_transfer_is_told_with_its_state(room: Room, rich: Key) -> None:
     assert (event["block"], event["block_hash"], event["trigger"]) == (height, str(block.hash), "Application")
 
 
-@pytest.mark.parametrize("way", ["told", "dropped", "polled", "caught up"])
+@pytest.mark.parametrize("way", ["told", "dropped", "polled", "of logs", "caught up"])
 async def test_everything_is_told_in_the_order_of_the_chain(
     behind_proxy: Room, proxy: NodeProxy, rich: Key, way: str
 ) -> None:
-    """What blocks do themselves too; by events, by asking for what no event told, by asking for all."""
+    """What blocks do themselves too; by events, by asking for what no event told, by asking for all; of the logs
+    where nodes do not tell a block's notifications."""
     room, node = behind_proxy, behind_proxy.node
-    proxy.websockets = way != "polled"
+    proxy.websockets = way not in ("polled", "of logs")
+    if way == "of logs":
+        refusal = {"code": -32601, "message": "Method not found"}
+        proxy.objection = lambda method, _: refusal if method == "getblocknotifications" else None
     if way == "dropped":
         chance = random.Random(4)  # noqa: S311 - seeded
         proxy.events = lambda event: [event] if "tx" in event["params"][0] or chance.random() < 0.5 else []
@@ -106,6 +110,24 @@ async def test_everything_is_told_in_the_order_of_the_chain(
     assert facts(events) == expected
     assert {one["trigger"] for one in expected} == {"OnPersist", "Application", "PostPersist"}
     assert [event["number"] for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_result_of_many_megabytes_holds_up_nobody(room: Room, rich: Key) -> None:
+    """A stranger's script leaves a long buffer on its stack 800 times: more than is read of an event."""
+    monster = b"\x02" + (65_000).to_bytes(4, "little") + b"\x88" + b"\x4a" * 800  # PUSHINT32 NEWBUFFER DUP…
+    node = room.node
+    async with running(room.monitor.run):
+        await until(_connected(room))
+        await room.parts.watches.create(room.tenant_id, "GasToken", "Transfer")
+        sent = [
+            await send(node, rich, pay(rich, stranger(), 1)),
+            await send(node, rich, monster, system_fee=20_000_000),
+            await send(node, rich, pay(rich, stranger(), 2)),
+        ]
+        await node.next_block()
+        heights = [await node.rpc.transaction_height(one) for one in sent]
+        await followed(room, max(height or 0 for height in heights) + 1)
+    assert {str(sent[0]), str(sent[2])} <= {event["txid"] for event in await told(room)}
 
 
 async def test_a_follower_that_is_cut_down_at_any_moment_tells_each_once(room: Room, rich: Key) -> None:

@@ -190,23 +190,26 @@ class BlockFollower:
         watch = _Watch(max(SILENCE_BLOCK_TIMES * block_time_s, SILENCE_MIN_S))
         while True:
             event = await self._receive(websocket, LOOK_S)
-            if event is None:
+            if event is None or watch.due():
                 self._check_source(node)
-                if watch.silent(self._overdue()):
+                # While others come, news of blocks may be on their way: only their long silence counts then.
+                if watch.silent(event is None and self._overdue()):
                     # It stopped making blocks, or stopped telling of them: asking tells these apart.
                     before = self._cursor
                     await self._catch_up()
                     if self._cursor != before:
                         raise _Disconnected("events stopped coming")
                     watch.heard()
+            if event is None:
                 continue
-            watch.heard()
             if event.method == "event_missed":
+                watch.heard()
                 hearing.forget()
                 await self._catch_up()
             elif event.method == "transaction_executed":
                 hearing.hear(event.params)
             elif event.method == "block_added":
+                watch.heard()
                 block = block_from_json(decode(event.params)[0])
                 node.told_height(block.index, time.monotonic())
                 if self._cursor and (block.index, block.previous) == (
@@ -332,11 +335,20 @@ _BEFORE_GENESIS: Final = Cursor(-1, Hash256(bytes(32)))
 
 
 class _Watch:
-    """Since when no event came, and since when one should have."""
+    """Since when no event told of a block, and since when one should have."""
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
+        self._looked_s = time.monotonic()
         self.heard()
+
+    def due(self) -> bool:
+        """It is time to look, though events come."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return False
+        self._looked_s = now_s
+        return True
 
     def heard(self) -> None:
         self._heard_s = time.monotonic()

@@ -46,6 +46,7 @@ _POLICIES: Final = {
             "getblock",
             "getblockhash",
             "getblockheader",
+            "getblocknotifications",
             "getcontractstate",
             "getnativecontracts",
             "getnep17balances",

@@ -1,6 +1,7 @@
 """What contracts notify of in a block, in the chain's order."""
 
 import re
+from collections import Counter
 from collections.abc import Set
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ class Notification(msgspec.Struct, frozen=True):
 async def notifications_of(
     rpc: RpcClient, block: Block, executions: Executions, contracts: Set[str]
 ) -> list[Notification]:
-    """Those of some contracts in a block. Executions that were not heard are asked for in batches.
+    """Those of some contracts in a block. When an execution was not heard the block's are asked for.
 
     Args:
         contracts: ``0x…``
@@ -44,8 +45,13 @@ async def notifications_of(
     """
     containers = [block.hash, *block.transactions]
     heard = {container: executions.of(container, block) for container in containers}
-    missing = [container for container, found in heard.items() if found is None]
-    asked = dict(zip(missing, await rpc.executions(missing), strict=True)) if missing else {}
+    asked: dict[Hash256, list[ApplicationLog]] = {}
+    if any(found is None for found in heard.values()):
+        told = await rpc.block_notifications(block.hash)
+        if told is not None:
+            return _of_block(block, told, contracts)
+        missing = [container for container, found in heard.items() if found is None]
+        asked = dict(zip(missing, await rpc.executions(missing), strict=True))
 
     sought = {contract.encode() for contract in contracts}
 
@@ -72,6 +78,36 @@ async def notifications_of(
         for index, told in enumerate(log.notifications)
         if told["contract"] in contracts
     ]
+
+
+def _of_block(block: Block, told: dict[str, list[dict[str, Any]]], contracts: Set[str]) -> list[Notification]:
+    places = {str(transaction): place for place, transaction in enumerate(block.transactions, start=1)}
+    triggers: tuple[tuple[str, Trigger], ...] = (
+        ("onpersist", "OnPersist"),
+        ("application", "Application"),
+        ("postpersist", "PostPersist"),
+    )
+    found = []
+    for part, trigger in triggers:
+        counted = Counter[str]()
+        for one in told[part]:
+            container = one["container"]
+            index, counted[container] = counted[container], counted[container] + 1
+            if one["contract"] not in contracts:
+                continue
+            execution = {"OnPersist": 0, "PostPersist": len(places) + 1}.get(trigger)
+            found.append(
+                Notification(
+                    contract=one["contract"],
+                    event=one["eventname"],
+                    state=one["state"],
+                    transaction=Hash256.parse(container) if trigger == "Application" else None,
+                    trigger=trigger,
+                    execution=places[container] if execution is None else execution,
+                    index=index,
+                )
+            )
+    return found
 
 
 def _mentions(execution: Execution, contracts: Set[bytes]) -> bool:

@@ -11,6 +11,12 @@ from neolayer.core.errors import InvalidRequest, MalformedJson
 from neolayer.core.types import gas_text
 
 
+class ResultUnreadable(InvalidRequest):
+    """The contract's result is more than nodes write down: it holds itself, or is longer than 131,070 bytes."""
+
+    code = "result_unreadable"
+
+
 class ResultTooDeep(InvalidRequest):
     """The contract's result is nested too deeply to be shown."""
 
@@ -75,6 +81,8 @@ class Reader:
             raise ExecutionFaulted(
                 f"{request.method} ended in FAULT: {result.exception}", exception=result.exception
             )
+        if not result.stack and result.exception is not None:
+            raise ResultUnreadable(f"{request.method}: {result.exception}")
         try:
             value = plain(result.stack[0]) if result.stack else None
         except RecursionError:

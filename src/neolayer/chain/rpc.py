@@ -55,6 +55,8 @@ MAX_BATCH: Final = 100
 UNKNOWN_TRANSACTION: Final = -103
 UNKNOWN_SCRIPT_CONTAINER: Final = -105
 UNKNOWN_HEIGHT: Final = -109
+#: JSON-RPC 2.0: the node does not know the method.
+UNKNOWN_RPC_METHOD: Final = -32601
 
 #: dBFT blocks are final, but the only validator of a private network loses its last ones when it is killed (one to
 #: four were seen): there a block is final when so many follow.
@@ -365,6 +367,29 @@ class RpcClient:
                 raise NodeUnavailable(f"a node has no application log of {hash_}: {reply.detail}")
             executions.append(executions_from_json(hash_, reply))
         return executions
+
+    async def block_notifications(self, block: Hash256) -> dict[str, list[dict[str, Any]]] | None:
+        """``onpersist``, ``application`` and ``postpersist``: each ``{container, contract, eventname, state}`` of
+        what ended in HALT, in the chain's order. None where nodes have no such method, as those in C#.
+
+        Unlike application logs it has no results of scripts, which strangers can make hundreds of megabytes long.
+
+        Raises:
+            NodeUnavailable: no node has the block.
+        """
+        try:
+            reply: dict[str, Any] = await self.call("getblocknotifications", [str(block)])
+        except RpcError as error:
+            if error.node_code == UNKNOWN_RPC_METHOD:
+                return None
+            raise NodeUnavailable(f"a node tells no notifications of block {block}: {error.detail}") from None
+        return {part: reply.get(part) or [] for part in ("onpersist", "application", "postpersist")}
+
+    async def ended_in_halt(self, transaction: Hash256) -> bool | None:
+        """Of one in a block, without its application log; None where the node does not tell."""
+        reply = await self.call("getrawtransaction", [str(transaction), 1])
+        state = reply.get("vmstate")
+        return None if state is None else state == "HALT"
 
     async def balance_of(self, token: Hash160, account: Hash160) -> int:
         """In the token's smallest unit.

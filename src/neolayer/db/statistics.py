@@ -9,6 +9,7 @@ import asyncio
 import logging
 from typing import Final
 
+import psycopg
 from psycopg import sql
 
 from neolayer.core.errors import ServiceError
@@ -22,8 +23,9 @@ YOUNG: Final = 200_000
 CHANGED_ROWS: Final = 500
 CHANGED_PART: Final = 0.5
 _DUE: Final = b"""
-SELECT relid::regclass::text FROM pg_stat_user_tables
-WHERE n_live_tup < %(young)s AND n_mod_since_analyze > %(rows)s + %(part)s * n_live_tup
+SELECT relid::regclass::text FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
+WHERE pg_get_userbyid(c.relowner) = current_user
+  AND n_live_tup < %(young)s AND n_mod_since_analyze > %(rows)s + %(part)s * n_live_tup
 """
 
 
@@ -36,6 +38,7 @@ async def keep_statistics(database: Database) -> None:
                 # One that another process looks at just now is left to it.
                 statement = sql.SQL("ANALYZE (SKIP_LOCKED) {}").format(sql.SQL(table))
                 await database.execute(statement.as_bytes())
-        except ServiceError as error:
-            _log.warning("young tables are not analysed: %s", error.detail)
+        except (ServiceError, psycopg.Error) as error:
+            # Among others a table that was dropped just now.
+            _log.warning("young tables are not analysed: %s", error)
         await asyncio.sleep(LOOK_S)

@@ -9,7 +9,8 @@ SELECT written::text FROM outbox_horizon
 SELECT written::text, sequence, tenant_id, kind, subject, number, data, at FROM outbox
 WHERE tenant_id = %(tenant_id)s AND (written, sequence) > (%(after)s::text::xid8, %(sequence)s)
   AND written < %(until)s::text::xid8
-ORDER BY written, sequence LIMIT %(limit)s
+-- Not by the text of it, which has the name of the column.
+ORDER BY outbox.written, sequence LIMIT %(limit)s
 
 -- name: of_tenants
 -- The first of each, and of those the first: so what a long way back holds is not read and sorted as a whole.

@@ -34,6 +34,8 @@ _SQL: Final = load_queries("neolayer.transactions")
 _log = logging.getLogger(__name__)
 #: How often sent transactions that no block shows are looked for; seconds.
 RESEND_S: Final = 1.0
+#: Where a node tells how a transaction ended and nothing more.
+NO_LOG: Final = "no node gives its application log: it may be too long"
 #: Blocks before the first cursor whose hashes are recorded.
 KNOWN_BEFORE_START: Final = 20
 
@@ -80,7 +82,7 @@ class Monitor:
             height = await self._rpc.transaction_height(hash_)
             if height is not None and height <= cursor.index:
                 block = await self._rpc.get_block(height)
-                logs = await self._rpc.application_logs([hash_])
+                logs = await self._asked([hash_])
                 async with self._database.transaction() as connection:
                     await connection.execute(_SQL["lock_attempts"], {"txids": [txid]})
                     await self._include(connection, block, [(logs[0], grouped)])
@@ -134,8 +136,24 @@ class Monitor:
         """In their order; the node is asked for those that were not heard."""
         logs = {hash_: executions.of_transaction(hash_) for hash_ in transactions}
         missing = [hash_ for hash_, log in logs.items() if log is None]
-        asked = {log.hash: log for log in await self._rpc.application_logs(missing)} if missing else {}
+        asked = {log.hash: log for log in await self._asked(missing)} if missing else {}
         return [log or asked[hash_] for hash_, log in logs.items()]
+
+    async def _asked(self, transactions: Sequence[Hash256]) -> list[ApplicationLog]:
+        """Of one whose log cannot be had, as contracts can make it very long, it is known at least how it ended:
+        it must not keep all others from being confirmed."""
+        try:
+            return await self._rpc.application_logs(transactions)
+        except NodeUnavailable:
+            if len(transactions) > 1:
+                middle = len(transactions) // 2
+                return [*await self._asked(transactions[:middle]), *await self._asked(transactions[middle:])]
+            (transaction,) = transactions
+            halted = await self._rpc.ended_in_halt(transaction)
+            if halted is None:
+                raise
+            _log.warning("no node gives the application log of %s", transaction)
+            return [ApplicationLog(transaction, "HALT" if halted else "FAULT", NO_LOG, 0, [], [])]
 
     async def _include(
         self, connection: Connection, block: Block, ours: list[tuple[ApplicationLog, bool]]
@@ -222,6 +240,9 @@ def _outcomes(log: ApplicationLog, grouped: bool) -> list[_Outcome]:
         message = f"the transaction that it shared ended in FAULT: {exception}" if grouped else exception
         cause = {"code": "group_faulted" if grouped else "vm_fault", "message": message}
         return [_Outcome(txid, None, "faulted", cause, _result_json(log, exception, log.stack))]
+    if log.exception == NO_LOG or (grouped and not log.stack):
+        cause = {"code": "result_unknown", "message": NO_LOG}
+        return [_Outcome(txid, None, "confirmed", cause, _result_json(log, exception, log.stack))]
     if not grouped:
         return [_Outcome(txid, None, "confirmed", None, _result_json(log, exception, log.stack))]
     return [

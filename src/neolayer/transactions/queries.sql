@@ -150,7 +150,8 @@ WHERE (t.tenant_id, t.id) = (dead.tenant_id, dead.id)
 
 -- name: release_scheduled
 -- A block that is due counts as the time it was queued: it does not overtake with the age it got by waiting for it.
-UPDATE transactions SET held = false, rank_at = rank_at + (now() - created_at)
+UPDATE transactions SET held = false,
+    rank_at = rank_at + greatest(now() - greatest(not_before, created_at), interval '0')
 WHERE held AND fifo_key IS NULL AND state = 'queued' AND not_before_block <= %(height)s + 1
 
 -- name: release_fifo
@@ -769,13 +770,13 @@ WHERE i.tenant_id = %(tenant_id)s AND i.transaction_id = %(id)s AND a.state IN (
 ORDER BY a.txid FOR UPDATE OF a
 
 -- name: carried
--- Positions of those that are not carried out come last. `max_fee` is less what a transaction that it shared before,
--- and that failed as a whole, has cost it.
+-- Positions of those that are not carried out come last. The last column is what a transaction that it shared before, and
+-- that failed as a whole, has cost it.
 SELECT t.id, t.script, i.role = 'cancel', i.system_fee, i.network_fee, t.valid_for_blocks,
-       t.max_fee - (SELECT coalesce(sum(s.system_fee + s.network_fee), 0)::bigint FROM transaction_attempt_intents s
-                    JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (s.tenant_id, s.txid)
-                    WHERE (s.tenant_id, s.transaction_id) = (t.tenant_id, t.id) AND a.state = 'included'),
-       coalesce(t.counted_fee, 0)
+       t.max_fee, coalesce(t.counted_fee, 0),
+       (SELECT coalesce(sum(s.system_fee + s.network_fee), 0)::bigint FROM transaction_attempt_intents s
+        JOIN transaction_attempts a ON (a.tenant_id, a.txid) = (s.tenant_id, s.txid)
+        WHERE (s.tenant_id, s.transaction_id) = (t.tenant_id, t.id) AND a.state = 'included')
 FROM transaction_attempt_intents i
 JOIN transactions t ON (t.tenant_id, t.id) = (i.tenant_id, i.transaction_id)
 WHERE i.tenant_id = %(tenant_id)s AND i.txid = %(txid)s ORDER BY i.position

@@ -78,6 +78,8 @@ class Carried:
     max_fee: int | None
     #: Already in its day's sum, see `limits`.
     counted_fee: int
+    #: Paid already, for a group that failed.
+    paid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,8 @@ class Replacements:
         """
         for one in replacement.carried:
             fee, most = one.system_fee + one.network_fee, cap if one.id == id else one.max_fee
+            if not one.cancel:
+                fee += one.paid
             if most is not None and not (one.cancel and one.id != id) and fee > most:
                 raise FeeAboveCap(
                     f"transaction {one.id} would then cost {gas_text(fee)} GAS, "
@@ -310,7 +314,7 @@ class Replacements:
         wallet, unsigned = replacement.wallet, replacement.unsigned
         key = {"tenant_id": wallet.tenant_id, "id": id}
         mine = next(one for one in replacement.carried if one.id == id)
-        fee = mine.system_fee + mine.network_fee
+        fee = mine.paid + mine.system_fee + mine.network_fee
         limits = await self._limits.of(wallet)
         if limits.max_fee_per_transaction is not None:
             self._hold_to_cap(replacement, id, limits.max_fee_per_transaction)

@@ -4,6 +4,7 @@ import time
 from typing import Final
 from uuid import UUID
 
+from neolayer.core.errors import TooManyRequests
 from neolayer.events.feed import Feed, Subscription
 from neolayer.events.outbox import Event
 from neolayer.transactions.model import UNFINISHED, TransactionView
@@ -34,12 +35,23 @@ class Waiting:
         """
         if wait_s <= 0:
             return await self._transactions.show(tenant_id, id)
-        end = time.monotonic() + wait_s
+        try:
+            return await self._changed(tenant_id, id, time.monotonic() + wait_s, after, final=final)
+        except TooManyRequests:
+            # Only those who would have to wait are too many.
+            view = await self._transactions.show(tenant_id, id)
+            if _answers(view, after, final=final):
+                return view
+            raise
+
+    async def _changed(
+        self, tenant_id: UUID, id: UUID, end: float, after: int | None, *, final: bool
+    ) -> TransactionView:
         # First, so that no change falls between the reading and the waiting.
         async with self._feed.subscribe(tenant_id, id) as subscription:
             view = await self._transactions.show(tenant_id, id)
             seen = view.event if after is None else after
-            while view.state in UNFINISHED and (final or view.event <= seen):
+            while not _answers(view, seen, final=final):
                 event = await self._change(subscription, end, final=final)
                 if event is None:
                     # The time is up; or there was more than is kept for one who waits.
@@ -54,3 +66,7 @@ class Waiting:
             if event is None or not final or event.data["state"] not in UNFINISHED:
                 return event
         return None
+
+
+def _answers(view: TransactionView, seen: int | None, *, final: bool) -> bool:
+    return view.state not in UNFINISHED or (not final and seen is not None and view.event > seen)
