@@ -25,8 +25,8 @@ from perf.stats import median, ratio
 
 #: Of one RPC call, and of waiting for a block, so that a crowd makes it slow and does not make it fail; seconds.
 PATIENCE_S: Final = 120
-#: GAS.
-FUNDS: Final = 1_000
+#: GAS; each transfer costs some 0.11.
+FUNDS: Final = 20_000
 #: How long it is counted what is asked when nothing is sent; seconds.
 IDLE_S: Final = 10
 #: Clients of the API under way at a time when as many as can be are wanted.

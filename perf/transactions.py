@@ -180,7 +180,10 @@ async def main(options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         async with Bench(Path(folder), options) as bench:
             for name in options.only:
-                lines += await SECTIONS[name](bench)
+                section = await SECTIONS[name](bench)
+                # At once, so that what comes later cannot take it along.
+                print("\n".join(section), flush=True)
+                lines += section
     return "\n".join(lines)
 
 

@@ -50,6 +50,15 @@ def _has() -> bytes:
     return bytes(builder.to_array())
 
 
+def _large() -> bytes:
+    """``large(any)``: 100,000 bytes, which are more than nodes write down."""
+    return (
+        bytes([OpCode.DROP, OpCode.PUSHINT32])
+        + (100_000).to_bytes(4, "little")
+        + bytes([OpCode.NEWBUFFER, OpCode.RET])
+    )
+
+
 class Switched:
     def __init__(self, node: Node, hash: Hash160) -> None:
         self.node = node
@@ -63,6 +72,7 @@ class Switched:
             ("mode", _mode(), "Integer", "Void"),
             ("touch", _touch(), "String", "Integer"),
             ("has", _has(), "String", "Any"),
+            ("large", _large(), "String", "Any"),
         ):
             methods.append(
                 {
@@ -70,7 +80,7 @@ class Switched:
                     "parameters": [{"name": "of", "type": type_}],
                     "returntype": returns,
                     "offset": len(script),
-                    "safe": method == "has",
+                    "safe": method in ("has", "large"),
                 }
             )
             script += body

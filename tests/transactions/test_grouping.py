@@ -7,6 +7,7 @@ import pytest
 
 from neolayer.accounts.service import ensure_tenant
 from neolayer.app import Parts
+from neolayer.chain.read import Reader, ReadRequest, ResultUnreadable
 from neolayer.chain.rpc import RpcClient
 from neolayer.chain.scripts import GAS, MAX_SCRIPT_BYTES, NEO, build_script, transfer
 from neolayer.core.types import Hash256, gas_parse
@@ -290,6 +291,18 @@ async def test_what_was_thrown_and_cannot_be_shown_fails_its_call_only(node: Nod
     assert first.succeeded
     assert third.succeeded
     assert second.cause == {"code": "call_threw", "message": log.stack[2]}
+
+
+async def test_results_that_nodes_do_not_write_down_hold_up_nobody(room: Room, node: Node) -> None:
+    """Neither in the simulation of a group, which has no results at all then, nor in the block."""
+    contract = await Switched.deploy(node, "Large")
+    call = {"contract": str(contract.hash), "method": "large", "args": [{"type": "String", "value": ""}]}
+    with pytest.raises(ResultUnreadable):
+        await Reader(room.parts.rpc).read(ReadRequest(**call))
+    large = [await submit(room, call) for _ in range(3)]
+    views = [await room.submit(stranger(), 1 + number) for number in range(5)]
+    ended = await settled(room, [*large, *views])
+    assert {view.state for view in ended} == {"confirmed"}
 
 
 async def test_culprits_are_found_by_halving_and_refused_alone(room: Room, node: Node) -> None:

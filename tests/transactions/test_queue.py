@@ -173,6 +173,17 @@ async def test_a_scheduled_transaction_is_in_no_earlier_block(room: Room, node: 
     assert sent.at >= at
 
 
+async def test_a_block_that_comes_before_the_time_delays_nothing(room: Room) -> None:
+    """Both were asked for: the later one decides, and the rank is that of the time."""
+    at = datetime.now(UTC) + timedelta(days=1)
+    view = await room.submit(stranger(), 1, not_before=at, not_before_block=3)
+    await queue_of(room).wake(10)
+    row = await room.parts.database.fetch_one(
+        b"SELECT rank_at, held FROM transactions WHERE id = %(id)s", {"id": view.id}
+    )
+    assert row == (at, False)
+
+
 async def test_a_paused_wallet_signs_nothing_and_goes_on_when_resumed(room: Room) -> None:
     wallets = room.parts.wallets
     view = await room.submit(stranger(), 1)
