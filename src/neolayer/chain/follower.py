@@ -203,13 +203,12 @@ class BlockFollower:
             if event is None:
                 continue
             if event.method == "event_missed":
-                watch.heard()
                 hearing.forget()
                 await self._catch_up()
+                watch.heard()
             elif event.method == "transaction_executed":
                 hearing.hear(event.params)
             elif event.method == "block_added":
-                watch.heard()
                 block = block_from_json(decode(event.params)[0])
                 node.told_height(block.index, time.monotonic())
                 if self._cursor and (block.index, block.previous) == (
@@ -220,6 +219,8 @@ class BlockFollower:
                     await self._process(block, hearing.take(block.hash))
                 elif self._cursor is None or block.index > self._cursor.index or block.hash != self._cursor.hash:
                     await self._catch_up()
+                # Only now: however long the consumer took, it says nothing of the node.
+                watch.heard()
 
     async def _subscribe(self, websocket: aiohttp.ClientWebSocketResponse, hearing: Hearing) -> None:
         """To executions and blocks. A node that tells of blocks only is asked for the rest.
