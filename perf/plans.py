@@ -114,14 +114,15 @@ def _requests(sample: Sample) -> Iterator[Case]:
         "network": NETWORK,
     }  # fmt: skip
     yield Case("transactions", "insert", "request", new)
-    yield Case("transactions", "by_key", "request", {"tenant_id": tenant, "idempotency_key": known})
+    terms = {"tenant_id": tenant, "wallet_id": wallet}
+    yield Case("transactions", "terms", "request", terms | {"idempotency_key": known}, "key known")
+    yield Case("transactions", "terms", "request", terms | {"idempotency_key": "new"}, "key new")
     yield Case("transactions", "by_id", "request", key)
     page = {"tenant_id": tenant, "before": "ffffffff-ffff-ffff-ffff-ffffffffffff", "limit": 20}
     for state in (None, "confirmed", "queued", "sent", "rejected", "signed"):
         yield Case("transactions", "list", "request", page | {"state": state}, f"state {state or 'any'}")
     yield Case("transactions", "events", "request", key)
     yield Case("transactions", "attempts_of", "request", key)
-    yield Case("transactions", "tenant_pause", "request", key)
     yield Case("transactions", "limits", "request", {"tenant_id": tenant, "wallet_id": wallet})
     yield Case("transactions", "lock_daily_limit", "request", {"tenant_id": tenant, "wallet_id": wallet})
     yield Case("transactions", "settle_fees", "request", {"tenant_id": tenant, "wallet_id": wallet})
@@ -130,6 +131,7 @@ def _requests(sample: Sample) -> Iterator[Case]:
     yield Case("transactions", "lock_live", "request", sent)
     yield Case("transactions", "carried", "request", {"tenant_id": tenant, "txid": txid})
     yield Case("transactions", "cancel_queued", "request", queued)
+    yield Case("transactions", "clock_went_back", "clock step", {"lease_s": 30.0, "pause_s": 10.0, "latest_start_s": 600.0})
     yield Case("transactions", "count_queued", "second", {"most": 1_000_000})
     yield Case("transactions", "count_queued_of", "second", {"tenant_id": tenant, "most": 100_000})
     yield Case("transactions", "count_unfinished", "/metrics", {})

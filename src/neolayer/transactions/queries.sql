@@ -27,10 +27,6 @@ LEFT JOIN wallet_limits l ON (l.tenant_id, l.wallet_id) = (w.tenant_id, w.id)
 LEFT JOIN transactions t ON (t.tenant_id, t.idempotency_key) = (w.tenant_id, %(idempotency_key)s)
 WHERE w.tenant_id = %(tenant_id)s AND w.id = %(wallet_id)s
 
--- name: by_key
-SELECT id, request_hash FROM transactions
-WHERE tenant_id = %(tenant_id)s AND idempotency_key = %(idempotency_key)s
-
 -- name: by_id
 SELECT t.id, t.wallet_id, t.state, t.cause, t.calls, t.priority, t.valid_for_blocks, t.max_fee, t.grouping, t.fifo_key,
        t.not_before, t.not_before_block, t.on_expiry, t.execution_id, t.txid,
