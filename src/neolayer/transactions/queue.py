@@ -167,17 +167,18 @@ class Queue:
     async def _heed_clock(self, connection: Connection) -> None:
         """When the database's clock went back, nothing is to wait until it gets where it was.
 
-        It may have done so while no worker ran, so the first look counts as if it had. Rows that somebody has
-        locked just then are reached by the looks that follow. Going forward needs nothing: leases end early,
+        It may have done so while no worker ran, so the first look mends too. Rows that somebody has locked just
+        when it happens are reached by the looks that follow. Going forward needs nothing: leases end early,
         and what their holders store or send then is refused or known already.
         """
         row = await (await connection.execute(_SQL["clock"])).fetchone()
         assert row is not None
         now_s = time.monotonic()
         ahead_s = row[0] - now_s
-        if self._ahead_s is None or ahead_s < self._ahead_s - CLOCK_STEP_S:
-            if self._ahead_s is not None:
-                _log.warning("the database's clock went back by %.0f s", self._ahead_s - ahead_s)
+        if self._ahead_s is None:
+            self._mend_until_s = now_s  # once: it reads all that is unfinished
+        elif ahead_s < self._ahead_s - CLOCK_STEP_S:
+            _log.warning("the database's clock went back by %.0f s", self._ahead_s - ahead_s)
             self._mend_until_s = now_s + self._lease_s
         self._ahead_s = ahead_s
         if now_s <= self._mend_until_s:
