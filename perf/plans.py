@@ -131,7 +131,12 @@ def _requests(sample: Sample) -> Iterator[Case]:
     yield Case("transactions", "lock_live", "request", sent)
     yield Case("transactions", "carried", "request", {"tenant_id": tenant, "txid": txid})
     yield Case("transactions", "cancel_queued", "request", queued)
-    yield Case("transactions", "clock_went_back", "clock step", {"lease_s": 30.0, "pause_s": 10.0, "latest_start_s": 600.0})
+    yield Case(
+        "transactions",
+        "clock_went_back",
+        "clock step",
+        {"lease_s": 30.0, "pause_s": 10.0, "latest_start_s": 600.0},
+    )
     yield Case("transactions", "count_queued", "second", {"most": 1_000_000})
     yield Case("transactions", "count_queued_of", "second", {"tenant_id": tenant, "most": 100_000})
     yield Case("transactions", "count_unfinished", "/metrics", {})
